@@ -15,6 +15,8 @@ from pipelines.train.fit import HEADERS_READ, usual_side
 RECIPE = Path(__file__).parent / "demo.toml"
 TRAIN_SHARE = 0.8
 """Share of the user's images that train; the others are queries."""
+REJECT_BUDGET = 0.1
+"""Share of the user's images that may be unreadable before their demo ends: few of them must not cost a training."""
 
 
 @dataclass(frozen=True)

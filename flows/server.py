@@ -5,6 +5,7 @@ Prefect reads its settings when it is imported, so this module sets the environm
 
 import base64
 import json
+import logging
 import os
 import secrets
 import socket
@@ -22,8 +23,11 @@ from urllib.parse import urlsplit
 
 from flows.lifeline import die_with_parent
 from pipelines.cluster.access import is_loopback, refuse_credentials, set_environment
+from pipelines.console import NOTICE
 from pipelines.errors import ConfigError, Unavailable, UsageError
 from pipelines.storage import scratch_folder
+
+_log = logging.getLogger(__name__)
 
 STARTUP_WAIT_S = 180.0
 """Seconds that the temporary server may take to start."""
@@ -149,6 +153,7 @@ def _temporary_server(home: Path) -> Iterator[dict[str, str]]:
         "PREFECT_API_AUTH_STRING": f"hhnet:{secrets.token_urlsafe(24)}",
         "PREFECT_API_URL": f"http://127.0.0.1:{(port := _free_port())}/api",
     }
+    _log.log(NOTICE, "starting a Prefect server for this run")
     process = _start(port, home, settings)
     try:
         _await(process, settings["PREFECT_API_URL"], home / "server.log")

@@ -6,16 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from pipelines.artifacts.commit import read_claim
-from pipelines.artifacts.facts import Receipt
-from pipelines.artifacts.manifest import Part
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import Record, read_runs
 from pipelines.artifacts.tables import REJECTS, read_table
-from pipelines.artifacts.versions import open_current
 from pipelines.artifacts.words import format_label, format_seconds, format_value, short_place
-from pipelines.errors import InputError
 from pipelines.storage import Store
+from pipelines.verify.rejects import parts_of_codes
 from pipelines.verify.status.figures import list_attempts, list_slowest
 
 SLOWEST_SHOWN = 20
@@ -138,7 +134,7 @@ def reject_rows(codes: Mapping[str, str]) -> list[Record]:
     for name, uri in codes.items():
         store = Store(uri)
         reasons: Counter[str] = Counter()
-        for part in _codes_parts(store):
+        for part in parts_of_codes(store):
             if part.path.startswith("rejects/"):
                 reasons.update(read_table(store, part, REJECTS)["reason"].to_pylist())
         rows += [{"codes": name, "reason": reason, "rejects": count} for reason, count in reasons.most_common()]
@@ -152,15 +148,6 @@ def slowest_rows(codes: Mapping[str, str]) -> list[Record]:
         slowest = list_slowest(list_attempts(read_runs(Store(uri), RUNS_READ)))
         rows += [{"codes": name, **row} for row in slowest]
     return sorted(rows, key=lambda row: -row["seconds"])[:SLOWEST_SHOWN]
-
-
-def _codes_parts(store: Store) -> list[Part]:
-    """Return the parts of the current version of codes, or of their receipts so far if nothing is published."""
-    try:
-        return list(open_current(store, "codes").manifest.parts)
-    except InputError:
-        receipts = [read_claim(store, path, Receipt) for path in store.names("receipts")]
-        return [part for receipt in receipts for part in receipt.parts]
 
 
 def run_page(stages: list[Record], summary: RunResult | None, links: Mapping[str, str]) -> str:

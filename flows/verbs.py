@@ -2,13 +2,15 @@
 
 import logging
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.words import align_facts, short_place
+from pipelines.artifacts.runs import Record
+from pipelines.artifacts.words import align_facts, format_seconds, short_place
 from pipelines.cli.config import PrintedConfig
 from pipelines.cli.help import Flag
 from pipelines.cli.verb import ConfigOption, Main, PrintConfigOption, SetsOption
@@ -57,7 +59,7 @@ def run(
 class DemoResult(Result):
     """The figures of a demo run, and the places of its artifacts and report."""
 
-    TEXT_ONLY = ("images", "bits", "query")
+    TEXT_ONLY = ("images", "bits", "query", "stages", "seconds")
 
     verb: str = "demo"
     map: float
@@ -69,6 +71,8 @@ class DemoResult(Result):
     bits: int
     query: str
     """An image to search with."""
+    stages: list[Record]
+    seconds: float
 
     def as_text(self) -> str:
         """Return the figures, the places and a search to try."""
@@ -80,7 +84,16 @@ class DemoResult(Result):
             "encoded": f"{rate:,.0f} images/s" if rate else "-",
             "everything": short_place(Store(self.store).uri),
             "report": short_place(self.report),
+            "took": format_seconds(self.seconds),
         }
+        left = [
+            shlex.join(["hhnet", "rejects", short_place(str(stage["uri"]))])
+            for stage in self.stages
+            if stage.get("rejects")
+        ]
+        count = sum(stage.get("rejects") or 0 for stage in self.stages)
+        if count:
+            facts["left out"] = f"{format_count(count, 'image')} that cannot be read: {', '.join(left)}"
         try_it = shlex.join([*search, "-k", "10", "--html", "neighbours.html"])
         return "\n".join([f"demo: {self.status}", *align_facts(facts.items()), "", f"next: {try_it}"])
 
@@ -119,9 +132,11 @@ def demo(
     size = "" if fitted else f", {settings.data.image_size} px, {format_count(settings.train.epochs, 'epoch')}"
     model = f"{settings.model.backbone}, {settings.model.bits} bits, {settings.train.loss}{size}"
     _say(f"recipe: {'auto, ' if fitted else ''}{model}; everything goes to {out}")
+    begun = time.monotonic()
     summary = run_pipeline(settings, out)
     shared = {one.name: getattr(summary, one.name) for one in fields(DemoResult) if hasattr(summary, one.name)}
-    return DemoResult(**{**shared, "verb": "demo", "images": title, "bits": settings.model.bits, "query": query})
+    own = {"verb": "demo", "images": title, "bits": settings.model.bits, "query": query}
+    return DemoResult(**{**shared, **own, "seconds": time.monotonic() - begun})
 
 
 def _say(text: str) -> None:
@@ -141,7 +156,7 @@ def _standard_images(say: Callable[[str], None]) -> tuple[dict[str, Any], str, s
 
 def _own_images(data: str, say: Callable[[str], None]) -> tuple[dict[str, Any], str, str]:
     """Return settings, a query image and a title for the user's folder."""
-    from flows.recipes import TRAIN_SHARE, probe_images
+    from flows.recipes import REJECT_BUDGET, TRAIN_SHARE, probe_images
 
     seen = probe_images(data)
     say(f"data: {seen.images:,} images in {data}, usually {seen.side} px on the shorter side")
@@ -149,6 +164,7 @@ def _own_images(data: str, say: Callable[[str], None]) -> tuple[dict[str, Any], 
         "run.source": data,
         "run.split": f"train={TRAIN_SHARE:g},query={1 - TRAIN_SHARE:g}",
         "run.query": "query",
+        "encode.reject_budget": REJECT_BUDGET,
         "train.recipe": AUTO,
     }
     return flags, str(seen.example), data

@@ -1,15 +1,15 @@
-"""Says what lies at or near a place where an artifact was looked for and none was committed."""
+"""Finds the artifacts below a folder, and says what lies at or near a place where none was committed."""
 
 import difflib
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 from pipelines.artifacts.runs import read_runs
+from pipelines.artifacts.words import list_first
 from pipelines.errors import HHNetError
-from pipelines.storage import Store
+from pipelines.storage import Store, map_in_order
 
 NAMES_SHOWN = 5
 """Number of artifacts below a place that a message names."""
@@ -18,7 +18,29 @@ FOLDERS_LOOKED_AT = 50
 FILES_LOOKED_AT = 2000
 """Number of files below a place among which pictures are looked for."""
 
+OWN_FOLDERS = frozenset(
+    ("parts", "rejects", "receipts", "manifests", "runs", "failures", "checkpoints", "versions", "origins")
+)
+"""Folders of an artifact itself, in which no other one is looked for."""
+
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
+
+
+def is_root(store: Store) -> bool:
+    """Tell whether a verb has begun an artifact here."""
+    return store.size("identity.json") is not None or store.size("manifest.json") is not None
+
+
+def list_roots(store: Store, most: int | None = None) -> list[str]:
+    """Return the places one or two folders below `store` where artifacts were begun; look into `most` folders each."""
+    folders = [name for name in store.folders() if name not in OWN_FOLDERS][:most]
+    checked = map_in_order(lambda name: is_root(store.child(name)), folders)
+    found: list[str] = []
+    for name, there in zip(folders, checked, strict=True):
+        below = [] if there else [f"{name}/{one}" for one in store.folders(name)[:most]]
+        nested = map_in_order(lambda name: is_root(store.child(name)), below)
+        found += [name] if there else [one for one, is_one in zip(below, nested, strict=True) if is_one]
+    return found
 
 
 def explain_absence(store: Store) -> str:
@@ -28,12 +50,10 @@ def explain_absence(store: Store) -> str:
             if any(run.state() == "working" for run in read_runs(store)):
                 return f"it is being made now: `hhnet status {store.uri}` shows how far"
             return "it was begun and not finished: run the verb that makes it again"
-        below = list(islice(_artifacts_below(store), NAMES_SHOWN + 1))
-        if below:
-            more = " and others" if len(below) > NAMES_SHOWN else ""
-            named = ", ".join(below[:NAMES_SHOWN])
+        if below := list_roots(store, FOLDERS_LOOKED_AT):
+            named = list_first(below, NAMES_SHOWN)
             example = "train" if "train" in below else below[0]
-            return f"below it are {named}{more}: name one of them, as in {store.uri}/{example}"
+            return f"below it are {named}: name one of them, as in {store.uri}/{example}"
         root = Path(store.root)
         if store.is_local and _holds_pictures(root):
             return f"these are pictures: `hhnet ingest {store.uri} --out SHARDS` makes shards of them"
@@ -42,14 +62,6 @@ def explain_absence(store: Store) -> str:
         if store.is_local and root.is_file():
             return "it is a file: name the folder of the artifact"
     return "finish the verb that makes it, or name another"
-
-
-def _artifacts_below(store: Store, levels: int = 2) -> Iterator[str]:
-    for name in store.folders()[:FOLDERS_LOOKED_AT]:
-        if store.size(f"{name}/manifest.json") is not None:
-            yield name
-        elif levels > 1:
-            yield from (f"{name}/{one}" for one in _artifacts_below(Store(f"{store.uri}/{name}"), levels - 1))
 
 
 def _holds_pictures(root: Path) -> bool:

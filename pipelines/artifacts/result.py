@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pipelines.artifacts.words import align_facts, format_label, format_table, format_value, more_rows
+from pipelines.artifacts.words import align_facts, format_label, format_table, format_value, more_rows, wrap_text
 
 if TYPE_CHECKING:
     from pipelines.artifacts.manifest import Artifact
@@ -70,6 +70,7 @@ class Result:
             return []
         if isinstance(value, list):
             shown = value[:ROWS_SHOWN]
-            lines = [format_value(one) for one in shown] if isinstance(value[0], str) else [format_value(shown)]
+            texts = map(format_value, shown) if isinstance(value[0], str) else [format_value(shown)]
+            lines = [line for text in texts for line in wrap_text(text)]
             return [*lines, *more_rows(len(value) - len(shown))]
         return [format_value(value, name)]

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipelines.artifacts.nearby import is_root, list_roots
 from pipelines.artifacts.result import Result
 from pipelines.cli.config import PrintedConfig, config_command
 from pipelines.cli.flags import (
@@ -29,6 +30,7 @@ from pipelines.cli.study import study_command
 from pipelines.cli.verb import Main, OutOption, PrintConfigOption, verb
 from pipelines.config.settings import Config
 from pipelines.errors import UsageError
+from pipelines.storage import Store
 
 app = typer.Typer(
     name="hhnet",
@@ -133,7 +135,7 @@ def _class_rule(flags: IngestFlags) -> Literal["first", "parent"] | None:
 def train_command(flags: TrainFlags, settings: Config, print_config: PrintConfigOption = False) -> Result:
     """Train a hashing network on shards; the same command resumes after a kill.
 
-    Without a GPU, and without a setting that changes the model, it takes --recipe auto.
+    Without a GPU it takes --recipe auto, unless you set more of the model than image size, batch size and epochs.
 
     Example: hhnet train shards/train --out model
 
@@ -236,11 +238,18 @@ def gc_command(
 def verify_command(flags: VerifyFlags, settings: Config) -> Result:
     """Verify an artifact from its stored bytes alone: digests, counts, schemas, and that no sample is lost.
 
+    For a folder of artifacts, such as the --out of a run, it verifies all of them.
+
     Example: hhnet verify codes/database
+
+    Example: hhnet verify hhnet-demo
     """
-    from pipelines.verify.verify import verify, verify_tars
+    from pipelines.verify.verify import verify, verify_folder, verify_tars
 
     if flags.for_run is None:
+        store = Store(flags.uri)
+        if not (is_root(store) or flags.shards or flags.model) and (below := list_roots(store)):
+            return verify_folder(flags.uri, below)
         return verify(flags.uri, shards=flags.shards, model=flags.model)
     if flags.shards or flags.model:
         raise UsageError("--for-run is for shards, which have no inputs: leave out --shards and --model")

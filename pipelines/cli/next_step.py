@@ -82,7 +82,9 @@ def _after_encode(result: Any, given: Given) -> list[str] | str:
         return ["evaluate", "--queries", codes, *(named or ["--database", "CODES"]), "--out", report]
     if _is_there(index):
         return ["index", "add", "--index", index, "--codes", codes]
-    return ["index", "build", "--codes", codes, "--out", index]
+    beside = [_beside(result.uri, "", name) for name in ("train", "database")]
+    known = dict.fromkeys([*(uri for uri in beside if _is_there(uri)), codes])
+    return ["index", "build", *(word for uri in known for word in ("--codes", uri)), "--out", index]
 
 
 def _verify_it(result: Any, given: Given) -> list[str]:

@@ -136,8 +136,8 @@ def _commit_codes(
     if exceeds_reject_budget(totals, job.config) and not allow_degraded:
         raise Degraded(
             f"{rejected} of {opened.samples} samples were rejected, more than encode.reject_budget = "
-            f"{job.config.encode.reject_budget:g}: see {writer.store.uri}/rejects, then pass --allow-degraded "
-            "to publish without them"
+            f"{job.config.encode.reject_budget:g}: `hhnet rejects {writer.store.uri}` names them; to publish without "
+            "them pass --allow-degraded to encode, or raise the budget with --set encode.reject_budget=SHARE"
         )
     meta = CodesMeta(
         bits=int(job.schema.metadata[b"hhnet.bits"]),

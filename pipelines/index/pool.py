@@ -60,8 +60,8 @@ def build_parts(
     if missing:
         arguments = (writer.store.uri, writer.fingerprint, writer.inputs, kind, shared, parameters)
         with (
-            pool(writer.store, config, config.index) as map_items,
             stage("index: building", len(missing), unit="parts") as advance,
+            pool(writer.store, config, config.index) as map_items,
         ):
             outcomes = map_items(
                 PartBuilder,

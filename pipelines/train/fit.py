@@ -20,7 +20,7 @@ from pipelines.artifacts.words import short_place
 from pipelines.cluster.session import ray_address
 from pipelines.config.fingerprint import settings_by_kind
 from pipelines.config.loading import config_from, merge_trees
-from pipelines.config.recipes import AUTO, left_open
+from pipelines.config.recipes import AUTO, FITTED, left_open
 from pipelines.config.settings import Config
 from pipelines.console import NOTICE
 from pipelines.errors import format_count
@@ -50,16 +50,26 @@ HEADERS_READ = 64
 
 
 def auto_if_unsaid(config: Config, out: str) -> Config:
-    """Return the settings with `train.recipe = auto` if they name none that changes a model, and there is no GPU.
+    """Return the settings with `train.recipe = auto` if there is no GPU and they name none that changes a model.
 
-    A training at `out` that was begun with this recipe goes on with it, with a GPU too.
+    Those that the recipe would choose may be named; then it keeps them. A training at `out` that was begun with this
+    recipe goes on with it, with a GPU too.
     """
     said = {f"{name}.{key}" for name in ("data", "model", "train") for key in getattr(config, name).model_fields_set}
-    if said & {"train.recipe", *settings_by_kind(Config)["model"]}:
+    if (said - {*FITTED}) & {"train.recipe", *settings_by_kind(Config)["model"]}:
         return config
     if _recorded(Store(out)) is None and (ray_address(config) != "local" or has_gpu()):
         return config
     return config_from(merge_trees(config.model_dump(exclude_unset=True), {"train": {"recipe": AUTO}}))
+
+
+def name_defaults(config: Config) -> None:
+    """Say on a machine without a GPU that the size of the input is a default, which nobody chose for this machine."""
+    if config.train.recipe or "image_size" in config.data.model_fields_set or ray_address(config) != "local":
+        return
+    if not has_gpu():
+        usual = f"image_size {config.data.image_size}, {format_count(config.train.epochs, 'epoch')}"
+        _log.log(NOTICE, "%s: --recipe auto would keep your settings and fit the others to this machine", usual)
 
 
 def has_gpu() -> bool:

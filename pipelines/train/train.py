@@ -34,7 +34,7 @@ from pipelines.errors import ClusterUnavailable, ConfigError, HHNetError, InputE
 from pipelines.shards.shards import ShardSet
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 from pipelines.train.curve import put_curve
-from pipelines.train.fit import fit_to_images
+from pipelines.train.fit import fit_to_images, name_defaults
 from pipelines.train.job import TrainJob
 from pipelines.train.pace import watch_pace
 from pipelines.train.sinks import open_sink, require_sink
@@ -110,6 +110,7 @@ def _plan_or_resume(shards: str, val: str | None, out: str, config: Config) -> T
 def _train_to_end(job: TrainJob, run: Callable[..., None]) -> Artifact:
     """Train from the last good checkpoint to the end, and publish the model."""
     (train_set, val_set), config = job.open_sets(), job.config
+    name_defaults(config)
     ray = "starting Ray" if ray_address(config) == "local" else "joining Ray"
     _log.log(NOTICE, "%s, reading %s", ray, format_count(train_set.samples, "image"))
     from pipelines.train.batches import TrainData  # imports torch, which takes seconds

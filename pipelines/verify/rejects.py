@@ -5,19 +5,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.artifacts.manifest import Artifact
+from pipelines.artifacts.commit import read_claim
+from pipelines.artifacts.facts import Receipt
+from pipelines.artifacts.manifest import Artifact, Part, read_identity
+from pipelines.artifacts.nearby import is_root
 from pipelines.artifacts.result import ROWS_SHOWN, Result
 from pipelines.artifacts.runs import Record, closed_records
 from pipelines.artifacts.tables import REJECTS, read_table
 from pipelines.artifacts.versions import open_current
 from pipelines.errors import InputError
+from pipelines.storage import Store
 
 
 @dataclass(frozen=True, kw_only=True)
 class RejectsResult(Result):
     """Rejects of codes, or files that the ingest of shards skipped: their number, their reasons, and a row for each.
 
-    Shards keep rows of the first 1,000 files; `found` counts rejects and the samples that are there.
+    Shards keep rows of the first 1,000 files; `found` counts rejects and the samples that are there. Of codes that were
+    begun and not published, it shows what was encoded so far.
     """
 
     TABLES = ("rows",)
@@ -41,7 +46,11 @@ def list_rejects(uri: str) -> RejectsResult:
 
     Raises InputError where there are neither codes nor shards.
     """
-    artifact = open_current(uri)
+    store = Store(uri)
+    if store.size("manifest.json") is None and is_root(store) and read_identity(store)[0] == "codes":
+        status = "unpublished"
+        return RejectsResult(status=status, uri=store.uri, digest=None, kind="codes", **_rejects_of_receipts(store))
+    artifact = open_current(store)
     kind = artifact.manifest.kind
     if kind not in ("codes", "shards"):
         raise InputError(f"{artifact.uri} is {kind}, which has no rejects: name codes or shards")
@@ -49,16 +58,31 @@ def list_rejects(uri: str) -> RejectsResult:
     return RejectsResult(uri=artifact.uri, digest=artifact.digest, kind=kind, **found)
 
 
+def parts_of_codes(store: Store) -> list[Part]:
+    """Return the parts of the current version of codes, or those of their receipts if nothing is published yet."""
+    try:
+        return list(open_current(store, "codes").manifest.parts)
+    except InputError:
+        return [part for receipt in _receipts(store) for part in receipt.parts]
+
+
+def _receipts(store: Store) -> list[Receipt]:
+    return [read_claim(store, path, Receipt) for path in store.names("receipts")]
+
+
 def _rejects_of_codes(codes: Artifact) -> Mapping[str, Any]:
-    parts = [part for part in codes.manifest.parts if part.path.startswith("rejects/")]
-    rows = [row for part in parts for row in read_table(codes.store, part, REJECTS).to_pylist()]
+    return {"found": codes.manifest.totals["samples"], **_count_rejects(codes.store)}
+
+
+def _rejects_of_receipts(store: Store) -> Mapping[str, Any]:
+    return {"found": sum(receipt.samples for receipt in _receipts(store)), **_count_rejects(store)}
+
+
+def _count_rejects(store: Store) -> Mapping[str, Any]:
+    parts = [part for part in parts_of_codes(store) if part.path.startswith("rejects/")]
+    rows = [row for part in parts for row in read_table(store, part, REJECTS).to_pylist()]
     reasons = Counter(row["reason"] for row in rows)
-    return {
-        "found": codes.manifest.totals["samples"],
-        "rejects": len(rows),
-        "reasons": dict(reasons.most_common()),
-        "rows": rows,
-    }
+    return {"rejects": len(rows), "reasons": dict(reasons.most_common()), "rows": rows}
 
 
 def _skips_of_shards(shards: Artifact) -> Mapping[str, Any]:

@@ -5,23 +5,25 @@ were proven before. It lists damage instead of failing, since `encode` turns dam
 """
 
 import json
+import logging
 import math
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, ReceiptRef, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import NAMED_FOLDERS, list_referenced, manifest_path, open_current, read_version
-from pipelines.artifacts.words import format_bytes, last_part
+from pipelines.artifacts.words import format_bytes, last_part, list_first
 from pipelines.cluster.progress import stage
 from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
-from pipelines.errors import DamagedArtifact, format_count
+from pipelines.errors import DamagedArtifact, InputError, format_count
 from pipelines.shards.shards import Shard, open_shards
 from pipelines.shards.tar import Hashed
 from pipelines.storage import Store, canonical_json
@@ -34,7 +36,10 @@ from pipelines.verify.report import prove_alias, prove_report
 from pipelines.verify.shards import prove_shards, prove_tar
 from pipelines.verify.study import prove_study
 
+_log = logging.getLogger(__name__)
+
 CHECKS_AT_ONCE = 4
+ARTIFACTS_NAMED = 5
 PROVEN = "proven"
 """Folder below a run's `--out`, outside every artifact, of the tars that were proven: `<id>.json`, each put once."""
 
@@ -66,6 +71,20 @@ class VerifyResult(Result):
 
     def outcome(self) -> str:
         """Return that the artifact is valid: all else is an error."""
+        return "valid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderResult(Result):
+    """The artifacts below a folder, each with its kind and the number of checks that it passed."""
+
+    TABLES = ("artifacts",)
+
+    verb: str = "verify"
+    artifacts: list[dict[str, Any]]
+
+    def outcome(self) -> str:
+        """Return that every artifact is valid: all else is an error."""
         return "valid"
 
 
@@ -118,6 +137,23 @@ def verify(uri: str, shards: str | None = None, model: str | None = None) -> Ver
     return VerifyResult.of(open_current(first.store), "done", kind=kind, checks=findings.checks, orphans=orphans)
 
 
+def verify_folder(uri: str, names: Sequence[str]) -> FolderResult:
+    """Verify the artifacts `names` below `uri`; warn of each damaged one, and raise DamagedArtifact at the end."""
+    damaged, rows = [], []
+    for name in names:
+        try:
+            found = verify(f"{uri}/{name}")
+        except (DamagedArtifact, InputError) as error:  # InputError: it was begun and not finished
+            _log.warning("%s", error)
+            damaged.append(name)
+        else:
+            rows.append({"artifact": name, "kind": found.kind, "checks": len(found.checks), "digest": found.digest})
+    if damaged:
+        named = list_first(damaged, ARTIFACTS_NAMED)
+        raise DamagedArtifact(f"{len(damaged)} of {len(names)} artifacts below {uri} are not whole: {named}")
+    return FolderResult(status="done", uri=Store(uri).uri, digest=None, artifacts=rows)
+
+
 @on_cluster("verify {uri}", out="--for-run")
 def verify_tars(uri: str, out: str, config: Config, pool: Pool = ray_pool) -> TarsResult:
     """Prove the tars of a shards artifact that runs with this `out` have not proven yet, on a pool of Ray workers.
@@ -156,7 +192,7 @@ def _read_tars(
     proven: list[str] = []
     damaged: list[str] = []
     name = f"verify: {last_part(artifact.uri)}"
-    with pool(artifact.store, config) as map_items, stage(name, len(shards), "tars") as advance:
+    with stage(name, len(shards), "tars") as advance, pool(artifact.store, config) as map_items:
         outcomes = map_items(TarProver, (artifact.uri,), list(digests), verb="verify", workers=None)
         try:
             for outcome in outcomes:
@@ -250,7 +286,8 @@ def _check_bytes(findings: Findings, published: list[Artifact], tars: list[Shard
         *(lambda shard=shard: prove_tar(artifact, shard, classes) for shard in tars),
         *(lambda entry=entry: _damage(artifact, entry) for entry in rest),
     ]
-    with ThreadPoolExecutor(CHECKS_AT_ONCE, "verify") as pool, stage("verify", len(tasks), unit="parts") as advance:
+    name = f"verify: {last_part(artifact.uri)}"
+    with ThreadPoolExecutor(CHECKS_AT_ONCE, "verify") as pool, stage(name, len(tasks), unit="files") as advance:
         for problems in pool.map(lambda task: list(task()), tasks):
             for problem in problems:
                 findings.note_problem(problem)

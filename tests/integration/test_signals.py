@@ -17,7 +17,7 @@ import pytest
 from tests.integration.conftest import SETTINGS
 
 PROGRESS = re.compile(
-    r"[\w ]+: (\w+: )?[\d,]+/[\d,]+ \w+ in .*|starting Ray, reading \d+ images|epoch \d+/\d+: loss .*"
+    r"[\w ]+: (\w+: )?[\d,]+/[\d,]+ \w+ in .*|starting (Ray, reading \d+ images|a Prefect .*)|epoch \d+/\d+: loss .*"
 )
 
 

@@ -25,11 +25,6 @@ _VALIDATED = ("epoch", "loss", "map")
 """Figures of a validation in a checkpoint."""
 
 
-def is_root(store: Store) -> bool:
-    """Tell whether a verb has begun an artifact here."""
-    return store.size("identity.json") is not None or store.size("manifest.json") is not None
-
-
 def describe_root(store: Store) -> Record:
     """Return all figures of one root."""
     artifact = _committed(store)

@@ -5,18 +5,17 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
+from pipelines.artifacts.nearby import is_root, list_roots
 from pipelines.artifacts.runs import Record, Run, read_runs
-from pipelines.artifacts.versions import NAMED_FOLDERS
 from pipelines.errors import InputError
-from pipelines.storage import Store, map_in_order
+from pipelines.storage import Store
 from pipelines.verify.status import figures
-from pipelines.verify.status.roots import RUNS_READ, describe_root, is_root
+from pipelines.verify.status.roots import RUNS_READ, describe_root
 
 STAGE_FOLDERS = ("shards", "model", "codes", "index", "reports")
 """Folders of `hhnet run`, in the order of its stages; `model-<method>` is a rotated model."""
 STUDY_FOLDERS = ("model", "codes", "report", "study")
 """Folders of a study, each with one or more artifacts per cell."""
-ARTIFACT_FOLDERS = {*NAMED_FOLDERS, "runs", "failures", "checkpoints", "versions", "origins"}
 STATE_PRECEDENCE = ("working", "died", "failed", "interrupted", "pending", "done")
 """States in order of precedence: the first one that a stage has is the state of the whole."""
 FAILURES_READ = 20
@@ -47,19 +46,8 @@ class Survey:
 
     def _roots(self) -> list[str]:
         """Return the roots one or two folders below, in the order of the stages."""
-        folders = [name for name in self.store.folders() if name not in ARTIFACT_FOLDERS]
-        found: list[str] = []
-        for name, there in zip(
-            folders, map_in_order(lambda name: is_root(self.store.child(name)), folders), strict=True
-        ):
-            if there:
-                found.append(name)
-                continue
-            below = [f"{name}/{one}" for one in self.store.folders(name)]
-            checked = map_in_order(lambda name: is_root(self.store.child(name)), below)
-            found += [one for one, is_one in zip(below, checked, strict=True) if is_one]
         places = {name: place for place, name in enumerate((*STAGE_FOLDERS, *STUDY_FOLDERS))}
-        return sorted(found, key=lambda name: (places.get(name.split("/")[0].split("-")[0], -1), name))
+        return sorted(list_roots(self.store), key=lambda name: (places.get(name.split("/")[0].split("-")[0], -1), name))
 
     def _stage(self, name: str) -> Record:
         store = self.store.child(name)

@@ -72,8 +72,11 @@ def test_own_images_get_the_recipe_that_was_tuned_for_the_demo() -> None:
 def test_the_summary_ends_with_a_command_that_can_be_pasted() -> None:
     where = {"status": "done", "uri": "my out", "digest": "d", "store": "my out", "report": "r.html"}
     figures = {"map": 0.81234, "chance": 0.1, "images_per_second": 1234.5}
-    text = DemoResult(**where, **figures, images="Fashion-MNIST", bits=64, query="it's.png").as_text()
+    more = {"seconds": 130.0, "stages": [{"uri": "my out/codes/query", "rejects": 2}, {"uri": "my out/index"}]}
+    text = DemoResult(**where, **figures, images="Fashion-MNIST", bits=64, query="it's.png", **more).as_text()
     assert "0.8123" in text and "0.1000" in text and "1,234 images/s" in text and "r.html" in text
+    assert "took          2 min 10 s\n" in text
+    assert "left out      2 images that cannot be read: hhnet rejects 'my out/codes/query'\n" in text
     import shlex
 
     words = shlex.split(text.splitlines()[-1].removeprefix("next: "))

@@ -13,6 +13,7 @@ from pipelines.artifacts.runs import RunLog
 from pipelines.cli.main import build_app
 from pipelines.config.loading import load_config
 from pipelines.encode.encode import encode
+from pipelines.errors import Degraded
 from pipelines.index.build import build_index
 from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store
@@ -180,6 +181,34 @@ def test_a_kind_without_faiss_is_one_line(root: Path, tmp_path: Path) -> None:
     assert refused(hhnet(*words, PYTHONPATH=path)) == (
         "index kind ivf needs Faiss, which is not installed: pip install 'hhnet[cpu]', or take --kind flat or multihash"
     )
+
+
+def test_a_folder_of_artifacts_is_verified_whole_and_its_damage_named(root: Path, tmp_path: Path) -> None:
+    valid = hhnet("verify", root)
+    assert valid.returncode == 0 and valid.stdout.startswith("verify: valid"), valid.stderr
+    for name in ("codes/train", "codes/query", "shards/train", "shards/query", "model-train", "index"):
+        assert f"\n  {name} " in valid.stdout
+    shutil.copytree(root, tmp_path / "made")
+    (part, *_) = (tmp_path / "made" / "index" / "parts").iterdir()
+    part.write_bytes(b"other bytes")
+    (tmp_path / "made" / "codes" / "query" / "manifest.json").unlink()
+    damaged = hhnet("verify", tmp_path / "made")
+    assert damaged.returncode == 1 and f"index/parts/{part.name} does not match" in damaged.stderr
+    assert "codes/query holds no committed artifact" in damaged.stderr
+    *_, last = damaged.stderr.splitlines()
+    assert "hhnet: 2 of " in last and "are not whole: codes/query, index; " in last
+
+
+def test_rejects_that_keep_codes_from_being_published_are_listed(root: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    write_folder(photos, classes=2, per_class=4)
+    (photos / "class_00" / "0000.jpg").write_bytes(b"no picture at all")
+    ingest(str(photos), str(tmp_path / "shards"), CONFIG)
+    where = str(tmp_path / "shards"), str(root / "model-train"), str(tmp_path / "codes")
+    with pytest.raises(Degraded, match=r"`hhnet rejects .*codes` names them; .* or raise the budget with --set"):
+        encode(*where, CONFIG, pool=InlinePool())
+    text = hhnet("rejects", tmp_path / "codes").stdout
+    assert text.startswith("rejects: unpublished") and "not_an_image" in text and "class_00/0000" in text
 
 
 def test_rejects_of_codes_are_listed_with_their_reasons(root: Path) -> None:

@@ -63,6 +63,13 @@ def test_each_verb_leads_to_the_next(here: Path) -> None:
     assert next_step(indexed(here, version=None), {"publish": False}) == "next: hhnet index publish --index out/index"
 
 
+def test_an_index_is_built_of_all_codes_that_are_there_but_the_queries(here: Path) -> None:
+    for name in ("train", "query", "database"):
+        committed(here / "out" / "codes" / name)
+    words = "next: hhnet index build --codes out/codes/train --codes out/codes/database --out out/index"
+    assert next_step(encoded(here, "database"), {}) == words
+
+
 def test_codes_beside_an_index_are_added_to_it_and_queries_are_evaluated(here: Path) -> None:
     committed(here / "out" / "index")
     assert next_step(encoded(here, "night"), {}) == "next: hhnet index add --index out/index --codes out/codes/night"

@@ -13,9 +13,10 @@ from pipelines.artifacts.facts import ModelCard
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.cli.main import build_app
 from pipelines.config.loading import load_config
+from pipelines.config.recipes import left_open
 from pipelines.config.settings import Config
 from pipelines.ingest.ingest import ingest
-from pipelines.train.fit import SIDES, auto_if_unsaid, choose_settings, fit_to_images, has_gpu
+from pipelines.train.fit import SIDES, auto_if_unsaid, choose_settings, fit_to_images, has_gpu, name_defaults
 from pipelines.train.worker import train_worker
 from tests.support.pictures import write_folder
 
@@ -62,12 +63,34 @@ def test_the_epochs_suit_an_input_that_the_user_chose() -> None:
     assert finer["data"]["image_size"] == 32
 
 
-@pytest.mark.parametrize(
-    "sets", [["data.image_size=64"], ["model.bits=64"], ["train.epochs=20"], ["train.recipe=plain"]]
-)
+@pytest.mark.parametrize("sets", [["train.lr=0.1", "train.epochs=20"], ["model.bits=64"], ["train.recipe=plain"]])
 def test_who_names_a_setting_that_changes_the_model_gets_no_others(sets: list[str], tmp_path: Path) -> None:
     config = load_config(sets=sets)
     assert auto_if_unsaid(config, str(tmp_path)) == config
+
+
+@pytest.mark.parametrize("setting", ["data.image_size=64", "data.batch_size=8", "train.epochs=20"])
+def test_who_names_what_the_recipe_would_choose_keeps_it(setting: str, tmp_path: Path) -> None:
+    found = auto_if_unsaid(load_config(sets=[setting]), str(tmp_path))
+    assert (found.train.recipe, setting.partition("=")[0] in left_open(found)) == ("auto", False)
+
+
+@pytest.mark.parametrize(
+    ("sets", "gpu", "told"),
+    [
+        (["model.bits=16"], False, "image_size 224, 20 epochs: --recipe auto would keep your settings"),
+        (["model.bits=16"], True, None),
+        (["data.image_size=64"], False, None),
+        (["train.recipe=auto"], False, None),
+    ],
+)
+def test_a_default_size_is_named_where_nobody_chose_it_for_the_machine(
+    sets: list[str], gpu: bool, told: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipelines.train.fit.has_gpu", lambda: gpu)
+    name_defaults(load_config(sets=sets))
+    said = capsys.readouterr().err
+    assert said.startswith(told) if told else not said
 
 
 def test_it_is_taken_on_a_machine_without_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
