@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 # Two test processes at a time: threads of their own would only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q
 DATA ?=
-OUT ?= hhnet-demo
+OUT ?=
 GUIDED_S ?= 3600
 
 .DEFAULT_GOAL := help
@@ -15,7 +15,7 @@ help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(READY) ## Train, encode, index, search and evaluate on Fashion-MNIST, or on DATA=folder
-	@$(VENV)/bin/hhnet demo --out $(OUT) $(if $(DATA),--data $(DATA))
+	@$(VENV)/bin/hhnet demo $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
 
 test: $(READY) ## Run the unit and integration tests
 	@$(PYTEST) -n 2 tests/unit
@@ -61,7 +61,7 @@ lock: $(READY) ## Write what is installed now into the lock
 	@{ head -1 requirements.lock; $(VENV)/bin/pip freeze --exclude-editable; } > requirements.tmp && mv requirements.tmp requirements.lock
 
 clean: ## Remove the virtual environment and the demo's output
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) hhnet-demo $(OUT)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hhnet needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
