@@ -172,7 +172,7 @@ class TrainSettings(GpuPlacedSettings):
 
     recipe: str | None = None
     """Named preset that the other settings start from: docs/recipes.md; unset = none, but `hhnet train` takes auto on a
-    machine without a GPU if no setting that changes the model is given."""
+    machine without a GPU if you set no more of the model than image size, batch size and epochs."""
     epochs: Annotated[int, ChangesResult("model")] = Field(20, ge=1, le=100_000)
     """Passes over the training samples."""
     loss: Annotated[str, ChangesResult("model")] = "orthohash"

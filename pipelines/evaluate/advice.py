@@ -12,7 +12,7 @@ MIN_CONFUSION = 0.15
 FEW_DISTINCT = 0.1
 """Share of distinct codes in the database below which ties decide much of the order."""
 MIN_RISE = 0.01
-"""Rise of the validation mAP in the last fifth of a training from which more epochs are advised."""
+"""Rise of the validation mAP in the last third of a training from which more epochs are advised."""
 
 
 def advise(figures: ReportFigures, card: ModelCard | None) -> list[str]:
@@ -54,7 +54,7 @@ def _when_good(figures: ReportFigures) -> Iterator[str]:
 
 
 def _still_rising(history: Sequence[EpochFigures]) -> bool:
-    """Tell whether the last fifth of the validated epochs beats all before it."""
+    """Tell whether the last third of the validated epochs beats all before it."""
     maps = [entry.map for entry in history if entry.map is not None]
-    last = max(1, len(maps) // 5)
+    last = max(1, len(maps) // 3)
     return len(maps) > last and max(maps[-last:]) - max(maps[:-last]) >= MIN_RISE

@@ -156,12 +156,19 @@ def _stage_row(stage: Record) -> Record:
     return {
         "stage": stage["stage"],
         "status": stage["status"],
-        "done": _done(stage) or _map(stage) or _counts(stage.get("totals") or {}),
+        "done": _amount(stage) or _map(stage) or _counts(stage.get("totals") or {}),
         "rate": " ".join(_pace(stage)[:1]) or None,
         "left": format_span(stage["left_s"]) if working and stage.get("left_s") is not None else None,
         "took": format_span(run["seconds"]) if run else None,
         "rejects": (stage.get("rejects") or {}).get("total"),
     }
+
+
+def _amount(stage: Record) -> str:
+    """Return how much of a stage is done; of a finished one its images, steps or codes alone."""
+    if stage["status"] == "done" and stage.get("of") and stage["done"] == stage["of"]:
+        return f"{stage['of']:,} {stage.get('unit') or ''}".rstrip()
+    return _done(stage)
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
