@@ -63,10 +63,10 @@ def parts_of_codes(store: Store) -> list[Part]:
     try:
         return list(open_current(store, "codes").manifest.parts)
     except InputError:
-        return [part for receipt in _receipts(store) for part in receipt.parts]
+        return [part for receipt in _all_receipts(store) for part in receipt.parts]
 
 
-def _receipts(store: Store) -> list[Receipt]:
+def _all_receipts(store: Store) -> list[Receipt]:
     return [read_claim(store, path, Receipt) for path in store.names("receipts")]
 
 
@@ -75,7 +75,7 @@ def _rejects_of_codes(codes: Artifact) -> Mapping[str, Any]:
 
 
 def _rejects_of_receipts(store: Store) -> Mapping[str, Any]:
-    return {"found": sum(receipt.samples for receipt in _receipts(store)), **_count_rejects(store)}
+    return {"found": sum(receipt.samples for receipt in _all_receipts(store)), **_count_rejects(store)}
 
 
 def _count_rejects(store: Store) -> Mapping[str, Any]:
