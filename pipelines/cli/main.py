@@ -205,13 +205,17 @@ def retry_rejects_command(flags: RetryFlags, settings: Config) -> Result:
 def rejects_command(uri: Annotated[str, typer.Argument(help="Codes or shards.", metavar="URI")]) -> Result:
     """List the samples that codes lack, or the files that an ingest skipped, each with its reason.
 
+    For a folder of artifacts, such as the --out of a run, it lists those of all of them.
+
     Example: hhnet rejects codes/database
 
     Example: hhnet rejects shards/train --json
     """
-    from pipelines.verify.rejects import list_rejects
+    from pipelines.verify.rejects import list_rejects, list_rejects_below
 
-    return list_rejects(uri)
+    store = Store(uri)
+    below = [] if is_root(store) else list_roots(store)
+    return list_rejects_below(uri, below) if below else list_rejects(uri)
 
 
 @verb(app, "gc")

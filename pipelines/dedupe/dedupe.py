@@ -4,22 +4,33 @@ Only those that the pictures confirm can be dropped, unless `dedupe.same_code` a
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, ClassVar
+
+import pyarrow.compute as pc
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import DuplicatesMeta, ModelCard
 from pipelines.artifacts.manifest import Artifact, Facts, fingerprint
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.tables import parquet_bytes, table_of_rows
+from pipelines.artifacts.tables import parquet_bytes, read_table, table_of_rows
 from pipelines.artifacts.versions import find_finished, open_current, open_input_version
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, DedupeSettings
 from pipelines.dedupe.confirm import find_shards, read_looks
 from pipelines.dedupe.source_tars import SourceTar, list_source_tars
-from pipelines.dedupe.tables import SHARDS_NAME, SHARDS_SCHEMA, SIZES, Sizes
+from pipelines.dedupe.tables import (
+    COMPONENTS_PREFIX,
+    COMPONENTS_SCHEMA,
+    SHARDS_NAME,
+    SHARDS_SCHEMA,
+    SIZES,
+    Sizes,
+    list_parts,
+)
 from pipelines.encode.codes import CodesSet, open_codes, require_distinct_tars
 from pipelines.errors import HHNetError, InputError
 from pipelines.index.alias import index_root
@@ -29,6 +40,8 @@ from pipelines.storage import Store, scratch_folder
 _log = logging.getLogger(__name__)
 
 AGAINST_ROLE = "against"
+EXAMPLES = 10
+"""Droppable samples that the result names."""
 MANY_DROPPABLE = 0.05
 """Share of droppable samples above which a warning asks to look at them first."""
 
@@ -41,6 +54,7 @@ class DedupeResult(Result):
     """
 
     HIDDEN: ClassVar[tuple[str, ...]] = ("warnings",)  # they are on stderr already
+    TABLES: ClassVar[tuple[str, ...]] = ("examples",)
 
     verb: str = "dedupe"
     radius: int
@@ -54,6 +68,8 @@ class DedupeResult(Result):
     look_alike: int
     same_code_only: int
     unread: int
+    examples: list[dict[str, str]]
+    """The first droppable samples: the key to drop, that of the sample it is like, and what they have in common."""
     warnings: list[str] | None = None
 
 
@@ -97,7 +113,17 @@ def dedupe(
     for text in warnings:
         _log.warning("warning: %s", text)
     radius = artifact.facts(DuplicatesMeta).radius
-    return DedupeResult.of(artifact, status, radius=radius, **artifact.manifest.totals, warnings=warnings or None)
+    examples = list(islice(_list_droppable(artifact), EXAMPLES))
+    totals = artifact.manifest.totals
+    return DedupeResult.of(artifact, status, radius=radius, **totals, examples=examples, warnings=warnings or None)
+
+
+def _list_droppable(artifact: Artifact) -> Iterator[dict[str, str]]:
+    for part in list_parts(artifact, COMPONENTS_PREFIX):
+        table = read_table(artifact.store, part, COMPONENTS_SCHEMA)
+        keys = dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))
+        for row in table.filter(pc.invert(table["keep"])).to_pylist():
+            yield {"drop": row["key"], "like": keys.get(row["twin"], "-"), "match": row["match"]}
 
 
 def _find_duplicates(

@@ -215,8 +215,8 @@ class IndexResult(Result):
 def _card_lines(card: IndexCard) -> list[str]:
     lines = [f"{card.count:,} codes, {card.bytes_per_code:g} bytes each on disk"]
     if card.recall is not None:
-        found = f"{card.recall:g} of the {card.recall_at} nearest, {card.recall_within:g} within {card.radius} bits"
-        lines.append(f"recall {found}, {card.self_recall:g} of the codes themselves")
+        found = f"{card.recall:.2%} of the {card.recall_at} nearest, {card.recall_within:.2%} of those within"
+        lines.append(f"finds {found} {card.radius} bits, {card.self_recall:.2%} of the codes themselves")
     if card.trained_on is not None:
         lines.append(f"its quantizer was trained on {card.trained_on:,} codes")
     return [*lines, *([card.note] if card.note else [])]

@@ -116,7 +116,11 @@ def _in_words(entry: Mapping[str, Any]) -> str:
     for rank, found in enumerate(entry["neighbours"], start=1):
         score = {"score": f"{found['score']:.4f}"} if "score" in found else {}
         rows.append({"rank": rank, **score, **{name: found[name] for name in ("distance", "labels", "key")}})
-    return "\n".join([f"query {entry['query']}", *(format_table(rows) or ["  no neighbours"])])
+    distances = {row["distance"] for row in rows}
+    tie = (
+        ["  all equally near, so in the order of ids; others may be as near"] if len(rows) > len(distances) == 1 else []
+    )
+    return "\n".join([f"query {entry['query']}", *(format_table(rows) or ["  no neighbours"]), *tie])
 
 
 def search(

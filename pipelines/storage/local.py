@@ -63,7 +63,7 @@ class LocalObjects:
         try:
             with os.scandir(self._root / prefix) as found:
                 return [entry.name for entry in found if entry.is_dir()]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def require(self) -> None:

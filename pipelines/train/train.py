@@ -60,6 +60,12 @@ class TrainResult(Result):
     skipped: int
     seconds: float | None = None
 
+    def fact(self, name: str, value: Any) -> list[str]:
+        """Return the lines that show a field; of the mAP and the epoch what they are."""
+        if name in ("map", "epoch") and value is not None:
+            return [f"{value:.4f} on validation images" if name == "map" else f"{value}, whose weights are kept"]
+        return super().fact(name, value)
+
 
 @on_cluster("train")
 def train(

@@ -1,7 +1,7 @@
 """`hhnet rejects`: the samples that codes lack and the files that an ingest skipped, each with its reason."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from pipelines.artifacts.tables import REJECTS, read_table
 from pipelines.artifacts.versions import open_current
 from pipelines.errors import InputError
 from pipelines.storage import Store
+
+_KINDS = ("codes", "shards")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +54,29 @@ def list_rejects(uri: str) -> RejectsResult:
         return RejectsResult(status=status, uri=store.uri, digest=None, kind="codes", **_rejects_of_receipts(store))
     artifact = open_current(store)
     kind = artifact.manifest.kind
-    if kind not in ("codes", "shards"):
+    if kind not in _KINDS:
         raise InputError(f"{artifact.uri} is {kind}, which has no rejects: name codes or shards")
     found = _rejects_of_codes(artifact) if kind == "codes" else _skips_of_shards(artifact)
     return RejectsResult(uri=artifact.uri, digest=artifact.digest, kind=kind, **found)
+
+
+def list_rejects_below(uri: str, names: Iterable[str]) -> RejectsResult:
+    """List the rejects and skips of the codes and shards `names` below `uri`, each row with the artifact's name."""
+    found = [
+        (name, list_rejects(f"{uri}/{name}")) for name in names if read_identity(Store(f"{uri}/{name}"))[0] in _KINDS
+    ]
+    reasons: Counter[str] = Counter()
+    for _, one in found:
+        reasons.update(one.reasons)
+    return RejectsResult(
+        uri=Store(uri).uri,
+        digest=None,
+        kind="folder",
+        found=sum(one.found for _, one in found),
+        rejects=sum(one.rejects for _, one in found),
+        reasons=dict(reasons.most_common()),
+        rows=[{"artifact": name, **row} for name, one in found for row in one.rows],
+    )
 
 
 def parts_of_codes(store: Store) -> list[Part]:

@@ -130,6 +130,16 @@ ENCODE = ["encode", "--shards", "{root}/shards/train", "--model", "{root}/model-
             ["ingest", "{root}/photos", "--out", "{root}/photos/shards"],
             "--out {root}/photos/shards is inside the source {root}/photos: choose a folder outside it",
         ),
+        (
+            ["verify", "{root}/photos/class_00/notes.txt"],
+            "{root}/photos/class_00/notes.txt holds no committed artifact (no manifest.json): it is a file: name the "
+            "folder of the artifact",
+        ),
+        (
+            ["status", "{root}/photos/class_00/notes.txt"],
+            "{root}/photos/class_00/notes.txt holds nothing that a verb has begun: name the --out of a verb, of `hhnet "
+            "study`, or run.out of `hhnet run`",
+        ),
         (["rejects", "{root}/index"], "{root}/index is index, which has no rejects: name codes or shards"),
     ],
 )
@@ -197,6 +207,12 @@ def test_a_folder_of_artifacts_is_verified_whole_and_its_damage_named(root: Path
     assert "codes/query holds no committed artifact" in damaged.stderr
     *_, last = damaged.stderr.splitlines()
     assert "hhnet: 2 of " in last and "are not whole: codes/query, index; " in last
+
+
+def test_rejects_of_a_folder_are_those_of_all_its_codes_and_shards(root: Path) -> None:
+    found = json.loads(hhnet("rejects", root, "--json").stdout)
+    assert found["kind"] == "folder" and found["reasons"].items() >= {"not_an_image": 1, "wrong_suffix": 2}.items()
+    assert {row["artifact"].split("/")[0] for row in found["rows"]} == {"codes", "shards"}
 
 
 def test_rejects_that_keep_codes_from_being_published_are_listed(root: Path, tmp_path: Path) -> None:

@@ -267,6 +267,11 @@ def test_the_command_says_what_it_found_and_warns(codes: str, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     facts = [line.split() for line in done.stdout.splitlines()]
     assert ["droppable", "3"] in facts
+    head = next(
+        number for number, line in enumerate(done.stdout.splitlines()) if line.split() == ["drop", "like", "match"]
+    )
+    listed = [line.split() for line in done.stdout.splitlines()[head + 1 : head + 4]]
+    assert {match for _, _, match in listed} <= {"bytes", "picture"} and all(drop != like for drop, like, _ in listed)
     assert ["same", "code", "only", "5"] in facts
     assert "hhnet: warning: 3 of 9 samples are droppable (33%)" in done.stderr
     found = json.loads(subprocess.run([*words, "--json"], capture_output=True, text=True).stdout)
