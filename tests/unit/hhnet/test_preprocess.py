@@ -96,9 +96,9 @@ def test_pixels_depend_neither_on_vector_instructions_nor_on_threads() -> None:
 
 def test_a_window_is_resampled_as_a_picture_of_its_own() -> None:
     pixels = image(60, 80)
-    locked = pixels.copy()
+    locked = pixels[9:50, 3:61].copy()
     locked.setflags(write=False)
-    windows = [pixels[9:50, 3:61], locked[9:50, 3:61], pixels[::-1, ::-1][10:51, 19:77][::-1, ::-1]]
+    windows = [pixels[9:50, 3:61], locked, pixels[::-1, ::-1][10:51, 19:77][::-1, ::-1]]
     expected = resample(windows[0].copy(), 24)
     for window in windows:
         np.testing.assert_array_equal(resample(window, 24), expected)
