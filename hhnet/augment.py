@@ -74,6 +74,12 @@ class Augment:
         if not (0 <= self.jitter < 1 and 0 <= self.erase <= 1):
             raise ValueError(f"jitter must be in [0, 1), erase in [0, 1]: got {self.jitter}, {self.erase}")
 
+    @property
+    def least_side(self) -> int:
+        """Length in pixels of the shorter side from which on every window of "resized_crop" has at least 2 S x 2 S."""
+        # The shorter side of the smallest window of the most extreme ratio is this share of the root of the area.
+        return math.ceil(2 * self.size / math.sqrt(self.area[0] * 3 / 4))
+
     def __call__(self, image: npt.NDArray[Any], rng: np.random.Generator) -> _Image:
         """Augment one image: uint8 RGB (H, W, 3) -> uint8 (S, S, 3), contiguous; the input does not change.
 

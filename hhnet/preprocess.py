@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+DECODES = ("scaled", "exact")
+
 
 def check_image(image: npt.NDArray[Any]) -> None:
     """Raise unless `image` is RGB: TypeError for a dtype other than uint8, ValueError for another shape."""
@@ -30,8 +32,9 @@ def resample(window: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     the same in numpy.
     """
     # Contiguous and writable: torch copies others, or refuses them.
-    pixels_1CHW = torch.from_numpy(np.require(window, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    resized_1CSS = interpolate(pixels_1CHW, (size, size), mode="bilinear", antialias=True)
+    batch_1HWC = torch.from_numpy(np.require(window, requirements=["C", "W"])).unsqueeze(0)
+    # Permuted as a batch, the memory order counts as channels-last, and the result is made in it.
+    resized_1CSS = interpolate(batch_1HWC.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True)
     return np.ascontiguousarray(resized_1CSS[0].permute(1, 2, 0).numpy())
 
 
@@ -43,12 +46,14 @@ class Preprocess:
         size: side S of the result, in pixels.
         resize: length of the shorter side before the cut, in pixels, at least `size`.
         mean, std: per RGB channel, for values in [0, 1]; ImageNet's by default.
+        decode: "exact", or "scaled" if a large JPEG may be decoded at a smaller scale, see `least_side`.
     """
 
     size: int = 224
     resize: int = 256
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    decode: str = "scaled"
 
     def __post_init__(self) -> None:
         """Raise ValueError for values outside their range."""
@@ -56,6 +61,16 @@ class Preprocess:
             raise ValueError(f"size must be from 1 to resize: got size={self.size}, resize={self.resize}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean and std must have 3 values, std above 0: got {self.mean}, {self.std}")
+        if self.decode not in DECODES:
+            raise ValueError(f"decode must be one of {', '.join(DECODES)}: got {self.decode!r}")
+
+    @property
+    def least_side(self) -> int:
+        """Length in pixels that the shorter side keeps when a JPEG is decoded at a smaller scale; 0 = no smaller scale.
+
+        Twice `resize`, so that the resampling that follows at least halves both sides.
+        """
+        return 2 * self.resize if self.decode == "scaled" else 0
 
     def resize_crop(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Resize and cut: uint8 (H, W, 3) of any size -> uint8 (S, S, 3).

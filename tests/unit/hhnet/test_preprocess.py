@@ -149,8 +149,12 @@ def test_odd_shapes(shape: tuple[int, int]) -> None:
     assert Preprocess().resize_crop(image(*shape)).shape == (224, 224, 3)
 
 
+def test_a_jpeg_keeps_twice_the_side_that_is_resampled() -> None:
+    assert [Preprocess(decode=decode).least_side for decode in ("scaled", "exact")] == [512, 0]
+
+
 def test_round_trip_through_json() -> None:
-    preprocess = Preprocess(size=32, resize=36, mean=(0.1, 0.2, 0.3))
+    preprocess = Preprocess(size=32, resize=36, mean=(0.1, 0.2, 0.3), decode="exact")
     assert Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
     assert preprocess.resize_crop(image(50, 60)).shape == (32, 32, 3)
 
@@ -165,6 +169,8 @@ def test_refusals() -> None:
         Preprocess(size=64, resize=32)
     with pytest.raises(ValueError, match="std above 0"):
         Preprocess(std=(1, 1, 0))
+    with pytest.raises(ValueError, match="decode must be one of scaled, exact: got 'half'"):
+        Preprocess(decode="half")
     good = Preprocess().to_dict()
     for change, message in (
         ({"sise": 1}, "just the keys"),

@@ -56,13 +56,13 @@ def test_every_orientation_comes_upright(kind: str, orientation: int, monkeypatc
 
 def without_quick_path(data: bytes, monkeypatch: pytest.MonkeyPatch) -> np.ndarray | tuple[Reason, str]:
     with monkeypatch.context() as patch:
-        patch.setattr(images, "_decode_plain", lambda data: None)
+        patch.setattr(images, "_decode_plain", lambda *_: None)
         return outcome_of(data)
 
 
-def outcome_of(data: bytes) -> np.ndarray | tuple[Reason, str]:
+def outcome_of(data: bytes, least_side: int = 0) -> np.ndarray | tuple[Reason, str]:
     try:
-        return decode_image(data)
+        return decode_image(data, least_side)
     except ImageReject as reject:
         return reject.reason, reject.detail
 
@@ -117,3 +117,63 @@ def test_the_limit_of_pixels_holds_before_any_is_decoded(side: int, monkeypatch:
     found = outcome_of(said)
     assert isinstance(found, tuple) and found[0] is Reason.TOO_LARGE
     assert found == without_quick_path(said, monkeypatch)
+
+
+# --------------------------------------------------------------------------------------------------- smaller scales
+
+SMOOTH = np.stack(np.meshgrid(np.arange(400) % 200, np.arange(300) // 2, indexing="xy"), -1)
+SMOOTH = np.concatenate([SMOOTH, 200 - SMOOTH[..., :1]], -1).astype(np.uint8)
+SMOOTH[:, 200:] = SMOOTH[:, 199::-1]  # no edge
+
+
+@pytest.mark.parametrize(
+    ("least_side", "shape"),
+    [
+        (0, (300, 400)),
+        (301, (300, 400)),
+        (300, (300, 400)),
+        (151, (300, 400)),  # 5/8, 3/4 and 7/8 take longer than full size
+        (150, (150, 200)),
+        (114, (150, 200)),
+        (113, (113, 150)),
+        (76, (113, 150)),
+        (75, (75, 100)),
+        (38, (38, 50)),
+        (1, (38, 50)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["4:4:4", "4:2:0", "4:2:0, progressive", "4:2:2, restarts", "4:1:1", "grey"])
+def test_the_smallest_scale_is_taken_that_leaves_the_sides_long_enough(
+    kind: str, least_side: int, shape: tuple[int, int]
+) -> None:
+    data = pictures.jpeg_of_kind(kind, SMOOTH, 95)
+    decoded = decode_image(data, least_side)
+    assert decoded.shape == (*shape, 3)
+    step = 300 / shape[0]
+    rows, columns = (
+        ((np.arange(length) + 0.5) * step).astype(int).clip(max=most)
+        for length, most in zip(shape, (299, 399), strict=True)
+    )
+    near = decode_image(data)[rows][:, columns].astype(int)
+    assert np.abs(decoded - near).mean() < 7
+
+
+def test_a_smaller_scale_comes_upright_too() -> None:
+    data = pictures.jpeg_of_kind("4:2:0", SMOOTH)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = data[:2] + b"\xff\xe1" + (2 + len(exif.tobytes())).to_bytes(2, "big") + exif.tobytes() + data[2:]
+    np.testing.assert_array_equal(decode_image(turned, 75), np.rot90(decode_image(data, 75), -1))
+
+
+@pytest.mark.parametrize("name", ["png", "CMYK", "zeros for its scan"])
+def test_what_pillow_decodes_is_decoded_at_full_size(name: str) -> None:
+    data = pictures.png(SMOOTH) if name == "png" else ODD[name]
+    np.testing.assert_array_equal(decode_image(data, 8), decode_image(data))
+
+
+@pytest.mark.parametrize("kind", ["4:2:0", "4:2:2, progressive", "grey", "4:2:0, restarts"])
+def test_a_file_cut_anywhere_is_rejected_at_every_scale(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pictures.jpeg_of_kind(kind, pictures.picture(0, 0, 64), 20)
+    for end in range(2, len(whole), 7):
+        assert outcome_of(whole[:end], 8) == without_quick_path(whole[:end], monkeypatch)
