@@ -28,7 +28,7 @@ from skimage import data as shipped
 from hhnet.preprocess import Preprocess
 from pipelines.shards.containers import walk
 from pipelines.shards.containers.limits import check_size
-from pipelines.shards.images import decode_square
+from pipelines.shards.images import STRIP_PIXELS, _to_pixels, decode_square
 
 Pixels = npt.NDArray[np.uint8]
 TURN_S = 0.2
@@ -62,7 +62,7 @@ def guarded_pixels(data: bytes) -> Pixels:
     with Image.open(io.BytesIO(walk(data).data), formats=("JPEG",)) as image:
         check_size(*image.size)
         image.load()
-        return np.asarray(image.convert("RGB"))
+        return _to_pixels(image, STRIP_PIXELS)
 
 
 def ways(rule: Preprocess, exact: Preprocess) -> dict[str, Callable[[bytes], Pixels]]:
