@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as ops
 
-from hhnet.preprocess import check_image, resize_box
+from hhnet.preprocess import check_image, resample
 
 AUGMENTATIONS = ("crop_flip", "resized_crop", "none")
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
@@ -47,8 +47,8 @@ class Augment:
         size: side S of the result, in pixels.
         kind: "crop_flip" = a random S x S window, after reflecting `padding` pixels on each side if the image
             is no larger than S (He et al. 2015, section 4.2), and a mirror image every second time;
-            "resized_crop" = a random window of `area` of the image and of side ratio 3/4 to 4/3, resampled to
-            S x S (Szegedy et al. 2015), and the mirror image; "none" = the centre.
+            "resized_crop" = a random window of whole pixels, of `area` of the image and of side ratio 3/4 to
+            4/3, resampled to S x S (Szegedy et al. 2015), and the mirror image; "none" = the centre.
         padding: pixels, for "crop_flip".
         area: least and largest share of the image, for "resized_crop".
         jitter: brightness, contrast and saturation are each scaled by a factor from 1 - jitter to 1 + jitter.
@@ -73,6 +73,12 @@ class Augment:
             raise ValueError(f"area must be two shares, 0 < least <= largest <= 1: got {self.area}")
         if not (0 <= self.jitter < 1 and 0 <= self.erase <= 1):
             raise ValueError(f"jitter must be in [0, 1), erase in [0, 1]: got {self.jitter}, {self.erase}")
+
+    @property
+    def least_side(self) -> int:
+        """Length in pixels of the shorter side from which on every window of "resized_crop" has at least 2 S x 2 S."""
+        # The shorter side of the smallest window of the most extreme ratio is this share of the root of the area.
+        return math.ceil(2 * self.size / math.sqrt(self.area[0] * 3 / 4))
 
     def __call__(self, image: npt.NDArray[Any], rng: np.random.Generator) -> _Image:
         """Augment one image: uint8 RGB (H, W, 3) -> uint8 (S, S, 3), contiguous; the input does not change.
@@ -111,14 +117,13 @@ class Augment:
         for _ in range(_CROP_TRIES):
             area = height * width * rng.uniform(*self.area)
             ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-            w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
-            if w <= width and h <= height:
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
                 break
         else:  # a long image: its largest square
-            w = h = float(min(height, width))
-        left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
-        box = (left, top, min(left + w, width), min(top + h, height))
-        return resize_box(image, (self.size, self.size), box, "bilinear")
+            w = h = min(height, width)
+        left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+        return resample(image[top : top + h, left : left + w], self.size)
 
 
 def _reflected(first: int, size: int, length: int) -> npt.NDArray[np.int64]:

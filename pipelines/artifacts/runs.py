@@ -34,7 +34,19 @@ from pipelines.storage import ObjectInfo, Store, canonical_json, map_in_order
 FREQUENT_PROGRESS_UNTIL_S = 3600.0
 DEAD_AFTER_S = 90.0
 """Seconds of silence after which a run counts as dead: three missing heartbeats."""
-PACKAGES = ("hhnet", "torch", "torchvision", "timm", "ray", "numpy", "pyarrow", "pillow", "faiss-cpu", "faiss-gpu")
+PACKAGES = (
+    "hhnet",
+    "torch",
+    "torchvision",
+    "timm",
+    "ray",
+    "numpy",
+    "pyarrow",
+    "pillow",
+    "simplejpeg",
+    "faiss-cpu",
+    "faiss-gpu",
+)
 BEGIN, END, PROGRESS = "begin.json", "end.json", "progress-"
 
 DIED = "died"

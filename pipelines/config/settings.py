@@ -124,6 +124,9 @@ class DataSettings(Section):
     """Side of the network's square input, in pixels."""
     resize: Annotated[int | None, ChangesResult("model")] = Field(None, ge=8, le=8192)
     """Shorter side in pixels before the centre crop; unset = image_size up to 64, else image_size * 256 / 224."""
+    decode: Annotated[Literal["scaled", "exact"], ChangesResult("model")] = "scaled"
+    """Decoding of large JPEGs in training, and of whatever the model encodes: scaled = at the smallest scale that keeps
+    both sides twice what the crop needs; exact = at full size."""
     batch_size: Annotated[int, ChangesResult("model")] = Field(64, ge=2, le=65_536)
     """Images per optimiser step, over all workers (the global batch)."""
     workers: int = Field(2, ge=1, le=256)

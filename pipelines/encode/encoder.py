@@ -22,7 +22,7 @@ from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.tables import Reason
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.containers.limits import ImageReject
-from pipelines.shards.images import decode_ahead, decode_image, decode_picture
+from pipelines.shards.images import decode_ahead, decode_square
 from pipelines.shards.shards import Record, Sample
 
 
@@ -73,7 +73,7 @@ class Encoder:
 
     def real_codes(self, images: Sequence[bytes]) -> npt.NDArray[np.float32]:
         """Return the real codes of images, float32 (N, K); raise ImageReject for the first that does not decode."""
-        squares = [self.preprocess.resize_crop(decode_image(data)) for data in images]
+        squares = [decode_square(data, self.preprocess)[0] for data in images]
         return self.outputs(squares)
 
     def encode_samples(
@@ -159,8 +159,7 @@ def _decode_square(
         square = ImageReject(Reason.DAMAGED, sample.damage)
     else:
         try:
-            decoded = decode_picture(sample.image)
-            square, animated = preprocess.resize_crop(decoded.pixels), decoded.animated
+            square, animated = decode_square(sample.image, preprocess)
         except ImageReject as reject:
             square = reject
     # The bytes are not needed after decoding; keeping them until the shard ends would hold the whole shard in memory.

@@ -27,7 +27,7 @@ from pipelines.artifacts.versions import open_input_version
 from pipelines.cluster.progress import stage
 from pipelines.errors import HHNetError, InputError, UsageError, WorkFailed
 from pipelines.shards.containers.limits import ImageReject
-from pipelines.shards.images import MAX_IMAGE_BYTES, decode_image
+from pipelines.shards.images import MAX_IMAGE_BYTES, decode_square
 from pipelines.shards.shards import open_shards
 from pipelines.storage import canonical_json, sha256_of, write_output
 
@@ -234,7 +234,7 @@ def _files(folder: Path) -> Iterator[bytes]:
 def _decoded(images: Iterable[bytes], preprocess: "Preprocess") -> Iterator[Squares]:
     for data in images:
         try:
-            yield preprocess.resize_crop(decode_image(data))
+            yield decode_square(data, preprocess)[0]
         except ImageReject:
             continue
 

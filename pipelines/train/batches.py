@@ -35,6 +35,8 @@ View = Callable[[npt.NDArray[np.uint8], np.random.Generator], npt.NDArray[np.uin
 QUERY_SHARE = 0.2
 """Share of the validation samples that are queries; they are searched in the others."""
 
+SMALL_SIDE = 64
+"""Side of the network's input in pixels up to which an image is a small one, which is not cut but padded."""
 CHUNK_SAMPLES = 16
 """Number of samples that a thread prepares at once: a small image takes less time to prepare than to hand over."""
 
@@ -46,22 +48,39 @@ def preprocess_of(config: Config) -> Preprocess:
     """
     # 256 and 224 are the usual sizes for ImageNet.
     size = config.data.image_size
-    return Preprocess(size=size, resize=config.data.resize or (size if size <= 64 else round(size * 256 / 224)))
+    resize = config.data.resize or (size if size <= SMALL_SIDE else round(size * 256 / 224))
+    return Preprocess(size=size, resize=resize, decode=config.data.decode)
 
 
 def views_of(config: Config, views: int) -> list[View]:
     """Return the augmentation of each view: the configured one and, before it if there are two, a weak one (flip)."""
     weak = _augment(config, "none" if config.data.augment == "none" else "flip")
-    strong = _augment(config, config.data.augment)
+    strong = _augment(config, _strong_kind(config))
     if config.data.policy == "trivial":
         return [weak, lambda pixels, rng: trivial_augment(strong(pixels, rng), rng)][-views:]
     return [weak, strong][-views:]
 
 
+def least_side_of(config: Config) -> int:
+    """Return the length that the shorter side of a JPEG keeps when it is decoded at a smaller scale; 0 = no such scale.
+
+    All views are cut from one decoding, and a random window is a part of the image: so that both sides of the smallest
+    window keep twice the length they are resampled to, "resized_crop" needs twice as many pixels as the centre does.
+    """
+    preprocess = preprocess_of(config)
+    if config.data.decode == "exact" or _strong_kind(config) != "resized_crop":
+        return preprocess.least_side
+    return max(preprocess.least_side, Augment(size=preprocess.size, kind="resized_crop").least_side)
+
+
+def _strong_kind(config: Config) -> str:
+    if config.data.augment == "auto":
+        return "crop_flip" if config.data.image_size <= SMALL_SIDE else "resized_crop"
+    return config.data.augment
+
+
 def _augment(config: Config, kind: str) -> View:
     size = config.data.image_size
-    if kind == "auto":
-        kind = "crop_flip" if size <= 64 else "resized_crop"
     # A crop without padding has no room to move, so only its flip is left.
     augment = Augment(size=size, kind="crop_flip", padding=0) if kind == "flip" else Augment(size=size, kind=kind)
     if kind == "resized_crop":
@@ -251,10 +270,12 @@ def epoch_batches(
     data, config, cache = leg.data, leg.config, cache or DecodedCache(0)
     sizes = leg.batch_sizes(rank)
     samples = islice(leg.samples(rank, cache), sum(sizes[:first]), None)
-    augments = views_of(config, views)
+    augments, least_side = views_of(config, views), least_side_of(config)
 
     def prepare(chunk: list[Sample | DecodedSample]) -> list[tuple[DecodedSample, list[npt.NDArray[np.uint8]]]]:
-        decoded = [sample if isinstance(sample, DecodedSample) else _decode(sample, cache) for sample in chunk]
+        decoded = [
+            sample if isinstance(sample, DecodedSample) else _decode(sample, cache, least_side) for sample in chunk
+        ]
         return [(sample, _augmented(sample, augments, config.train.seed, leg.epoch)) for sample in decoded]
 
     # Two batches ahead: one that the network takes next, and one that is being decoded.
@@ -302,14 +323,14 @@ def soften_labels(batch: Batch, config: Config, epoch: int, views: int) -> Batch
     return Batch(squares, labels, batch.keys)
 
 
-def _decode(sample: Sample, cache: DecodedCache) -> DecodedSample:
+def _decode(sample: Sample, cache: DecodedCache, least_side: int) -> DecodedSample:
     record = sample.record
     if (held := cache.get(record.shard, record.row)) is not None:
         return held
     pixels, problem = None, sample.damage
     if problem is None:
         try:
-            pixels = decode_image(sample.image)
+            pixels = decode_image(sample.image, least_side)
         except ImageReject as reject:
             problem = f"{reject.reason}: {reject.detail}"
     if problem is not None:

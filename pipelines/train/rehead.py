@@ -29,7 +29,7 @@ from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, InputError, UsageError, WorkFailed
 from pipelines.shards.containers.limits import ImageReject
-from pipelines.shards.images import decode_ahead, decode_image
+from pipelines.shards.images import decode_ahead, decode_square
 from pipelines.shards.shards import Sample, open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.train.job import TrainJob
@@ -305,5 +305,5 @@ class Fitter:
 def _decode(preprocess: "Preprocess", sample: Sample) -> npt.NDArray[np.uint8] | None:
     if sample.damage is None:
         with suppress(ImageReject):
-            return preprocess.resize_crop(decode_image(sample.image))
+            return decode_square(sample.image, preprocess)[0]
     return None

@@ -3,17 +3,21 @@
 mutated_image(seed, number)   bytes of a picture in a format that is decoded, damaged
 foreign_images()              name -> bytes in every other format that Pillow writes, and in some that it does not know
 outcome_of(seed, number)      what becomes of a damaged picture
+both_outcomes(seed, number)   what becomes of a damaged usual JPEG, and whether Pillow alone makes the same of it
 """
 
 import io
 import random
 import struct
 import zlib
+from collections.abc import Callable
 from functools import lru_cache
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image, features
 
+from pipelines.shards import images
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import decode_image
 from tests.support import pictures
@@ -86,9 +90,16 @@ def rle_bmp(width: int = 48, height: int = 48) -> bytes:
     return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + header + palette + rows
 
 
-def mutated_image(seed: int, number: int) -> bytes:
+@lru_cache
+def plain_sources() -> list[bytes]:
+    """Usual JPEGs of every kind, of a whole and of an odd number of blocks."""
+    shown = (pictures.picture(0, 0, 48), pictures.picture(1, 0, 48)[:37, :29])
+    return [pictures.jpeg_of_kind(kind, pixels) for kind in pictures.JPEG_KINDS for pixels in shown]
+
+
+def mutated_image(seed: int, number: int, among: Callable[[], list[bytes]] = sources) -> bytes:
     draw = random.Random(f"{seed} image {number}")
-    data = bytearray(draw.choice(sources()))
+    data = bytearray(draw.choice(among()))
     for _ in range(draw.randint(1, 5)):
         place = draw.randrange(len(data)) if draw.random() < 0.6 else draw.randrange(min(len(data), 200))
         action = draw.random()
@@ -102,7 +113,7 @@ def mutated_image(seed: int, number: int) -> bytes:
         elif action < 0.92:
             data[place:place] = draw.randbytes(draw.randint(1, 40))
         elif action < 0.96:
-            other = draw.choice(sources())
+            other = draw.choice(among())
             data[place : place + 100] = other[place : place + 100]
         else:
             del data[max(place, 16) :]
@@ -133,6 +144,24 @@ def outcome_of(seed: int, number: int) -> str:
         return reject.reason.value
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size > 0
     return "decoded"
+
+
+def both_outcomes(seed: int, number: int) -> str:
+    """Decode a damaged usual JPEG with and without libjpeg-turbo's own interface; `decoded` or the reason if equal."""
+    data = mutated_image(seed, number, plain_sources)
+    found = _become(data)
+    with patch.object(images, "_decode_plain", lambda *_: None):
+        expected = _become(data)
+    if type(found) is not type(expected) or not np.array_equal(found, expected):
+        return "differs"
+    return "decoded" if isinstance(found, np.ndarray) else found[0]
+
+
+def _become(data: bytes) -> np.ndarray | tuple[str, str]:
+    try:
+        return decode_image(data)
+    except ImageReject as reject:
+        return reject.reason.value, reject.detail
 
 
 @lru_cache

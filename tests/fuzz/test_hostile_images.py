@@ -1,4 +1,7 @@
-"""S2: damaged pictures are decoded or rejected with a reason, in a process that lives; other formats are not tried."""
+"""S2: damaged pictures are decoded or rejected with a reason, in a process that lives; other formats are not tried.
+
+Of a damaged usual JPEG both decoders make the same.
+"""
 
 import io
 import random
@@ -13,7 +16,7 @@ from pipelines.artifacts.tables import Reason
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import decode_image
 from tests.fuzz.apart import do_apart
-from tests.fuzz.hostile_images import foreign_images, outcome_of
+from tests.fuzz.hostile_images import both_outcomes, foreign_images, outcome_of
 from tests.support.report import SEED, report, scaled
 
 pytestmark = pytest.mark.timeout(scaled(300, 3600))
@@ -31,6 +34,15 @@ def test_damaged_pictures_are_decoded_or_rejected_and_nothing_dies(tmp_path: Pat
     assert not killers, f"seed {SEED}, images {killers}"
     assert set(counts) <= POSSIBLE and len(counts) >= 5
     assert apart.growth_mib < MEMORY_MIB
+
+
+def test_damaged_usual_jpegs_become_the_same_by_both_decoders(tmp_path: Path) -> None:
+    apart = do_apart(partial(both_outcomes, SEED), range(IMAGES), tmp_path)
+    counts = Counter(apart.outcomes)
+    report("S2", usual_jpegs=IMAGES, outcomes=counts, growth_mib=round(apart.growth_mib))
+    others = [number for number, outcome in enumerate(apart.outcomes) if outcome in ("differs", "died", "hung")]
+    assert not others, f"seed {SEED}, images {others}"
+    assert {"decoded", Reason.TRUNCATED.value, Reason.UNDECODABLE.value} <= set(counts)
 
 
 @pytest.mark.parametrize("name", foreign_images())

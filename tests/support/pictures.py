@@ -3,6 +3,7 @@
 write_folder(root)            folder of class folders; a class is a colour, a stripe angle and noise
 picture(klass, number)        one such picture as uint8 RGB (size, size, 3)
 jpeg(pixels), png(pixels)     encoded bytes
+jpeg_of_kind(kind, pixels)    a JPEG of a subsampling and coding among JPEG_KINDS
 READABLE, UNREADABLE          file name -> function that makes the bytes of a specimen
 write_specimens(folder)       all of them, into one class folder
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from simplejpeg import encode_jpeg
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -43,6 +45,37 @@ def picture(klass: int, number: int, size: int = 32, seed: int = 0) -> Pixels:
 def jpeg(pixels: Pixels, quality: int = 90) -> bytes:
     """RGB or grey pixels as JPEG bytes."""
     return _encode(Image.fromarray(pixels), "JPEG", quality=quality)
+
+
+JPEG_KINDS: dict[str, dict[str, object]] = {
+    **{
+        f"{name}{how}": {"subsampling": code, **options}
+        for name, code in (("4:4:4", 0), ("4:2:2", 1), ("4:2:0", 2))
+        for how, options in (
+            ("", {}),
+            (", progressive", {"progressive": True}),
+            (", restarts", {"restart_marker_blocks": 2}),
+            (", progressive, restarts", {"progressive": True, "restart_marker_rows": 1}),
+        )
+    },
+    "grey": {"mode": "L"},
+    "grey, progressive": {"mode": "L", "progressive": True},
+    "grey, restarts": {"mode": "L", "restart_marker_blocks": 2},
+    "RGB": {"keep_rgb": True},
+    "4:4:0": {"colorsubsampling": "440"},
+    "4:1:1": {"colorsubsampling": "411"},
+}
+"""Usual JPEGs: subsampling, coding, restart markers; with the options of the encoder."""
+
+
+def jpeg_of_kind(kind: str, pixels: Pixels, quality: int = 75) -> bytes:
+    """RGB pixels as a JPEG of a kind of JPEG_KINDS."""
+    options = JPEG_KINDS[kind]
+    if "colorsubsampling" in options:  # Pillow writes none of these
+        data: bytes = encode_jpeg(np.ascontiguousarray(pixels), quality=quality, **options)
+        return data
+    image = Image.fromarray(pixels).convert(str(options.get("mode", "RGB")))
+    return _encode(image, "JPEG", quality=quality, **{name: options[name] for name in options if name != "mode"})
 
 
 def png(pixels: Pixels) -> bytes:

@@ -47,13 +47,15 @@ def check_size(width: int, height: int) -> None:
 class Picture:
     """The input of a decoder: the format, the bytes that make pixels, and the orientation beside them.
 
-    `animated`: there are further frames, which are left out.
+    `animated`: there are further frames, which are left out. `plain`: a JPEG of the usual kind, with 8 bits a sample,
+    Huffman codes and one or three components.
     """
 
     format: str
     data: bytes
     orientation: int = 1
     animated: bool = False
+    plain: bool = False
 
 
 class Metadata:
@@ -77,9 +79,9 @@ class Metadata:
         if exif is not None and self.orientation is None:
             self.orientation = orientation_of(exif)
 
-    def picture(self, form: str, data: bytes, animated: bool = False) -> Picture:
+    def picture(self, form: str, data: bytes, animated: bool = False, plain: bool = False) -> Picture:
         """Make the picture of `data`, with the orientation found in the metadata."""
-        return Picture(form, data, self.orientation or 1, animated)
+        return Picture(form, data, self.orientation or 1, animated, plain)
 
 
 def orientation_of(exif: bytes) -> int | None:

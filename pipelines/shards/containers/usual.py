@@ -21,16 +21,20 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _BARE = {0x01, 0xD8}  # markers without a segment: TEM, and a second start of image
 _SOS, _EOI, _EXIF = 0xDA, 0xD9, b"Exif\0\0"
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
+_HUFFMAN = {0xC0, 0xC1, 0xC2}
 # Not C4 (Huffman tables), C8 (reserved) and CC (arithmetic coding), which lie among the frames.
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Application data and comments; JFIF (E0) and Adobe (EE) decide how components become colours.
 _APPLICATION = {*range(0xE1, 0xEE), 0xEF, 0xFE}
+_COLOURS = {0xE0, 0xEE}
+_LEAST_COLOURS = 9
+"""Length of a JFIF or Adobe segment that Pillow reads; it refuses a file with a shorter one, which libjpeg ignores."""
 
 
 def walk_jpeg(data: bytes) -> Picture:
     """Keep the segments that make pixels."""
     metadata, kept = Metadata(), [data[:2]]
-    components, one_scan, pixels = 0, False, 0
+    components, one_scan, pixels, plain = 0, False, 0, True
     place, scans, first_scan = 2, 0, 0
     while (found := _MARKER.search(data, place)) is not None:
         start, place = found.start(), found.end()
@@ -55,8 +59,11 @@ def walk_jpeg(data: bytes) -> Picture:
         elif marker in _FRAMES:
             # Behind the length (2 bytes): precision (1), height (2), width (2) and number of components (1).
             components, one_scan = data[place + 7] if length > 7 else 0, marker in _SEQUENTIAL
+            plain = plain and marker in _HUFFMAN and data[place + 2] == 8 and components in (1, 3)
             height, width = (int.from_bytes(data[at : at + 2], "big") for at in (place + 3, place + 5))
             pixels = max(pixels, width * height)
+        elif marker in _COLOURS:
+            plain = plain and length >= _LEAST_COLOURS
         if marker in _APPLICATION:
             content = data[place + 2 : place + length]
             is_exif = marker == 0xE1 and content.startswith(_EXIF)
@@ -66,7 +73,7 @@ def walk_jpeg(data: bytes) -> Picture:
         place += length
     if not first_scan:
         raise ImageReject(Reason.TRUNCATED, "the JPEG ends before its first scan")
-    return metadata.picture("JPEG", b"".join([*kept, data[first_scan:]]))
+    return metadata.picture("JPEG", b"".join([*kept, data[first_scan:]]), plain=plain)
 
 
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")

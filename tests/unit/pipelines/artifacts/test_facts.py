@@ -92,7 +92,7 @@ METAS: dict[type[Facts], list[dict[str, Any]]] = {
 
 NETWORK = {
     **{"format": 1, "backbone": "resnet18", "bits": 16, "head": "linear", "stem_stride": 4},
-    "preprocess": {"size": 32, "resize": 32, "mean": [0.5, 0.5, 0.5], "std": [1, 1, 1], "interpolation": "box"},
+    "preprocess": {"size": 32, "resize": 32, "mean": [0.5, 0.5, 0.5], "std": [1, 1, 1], "decode": "exact"},
 }
 TRAINED = {
     **{"classes": ["cat"], "precision": "fp32", "loss": "csq", "metrics": METRICS},

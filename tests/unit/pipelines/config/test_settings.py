@@ -106,7 +106,7 @@ def test_the_tree_is_frozen() -> None:
 FROZEN = {
     "shards": {"ingest": "samples_per_shard seed name"},
     "model": {
-        "data": "image_size resize batch_size augment policy shuffle_buffer interleave",
+        "data": "image_size resize decode batch_size augment policy shuffle_buffer interleave",
         "model": "backbone weights bits head stem_stride branches precision",
         "train": "epochs loss loss_options mixup label_smoothing teacher teacher_weights distillation optimizer lr "
         "backbone_lr_scale layer_decay schedule weight_decay warmup ema_decay grad_clip accumulate seed val_share "

@@ -16,8 +16,16 @@ from pipelines.errors import InputError
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.images import decode_image
 from pipelines.shards.shards import ShardSet, open_shards
-from pipelines.train.batches import DecodedCache, TrainData, epoch_batches, epoch_leg, views_of
-from tests.support.pictures import write_folder, write_specimens
+from pipelines.train.batches import (
+    DecodedCache,
+    TrainData,
+    epoch_batches,
+    epoch_leg,
+    least_side_of,
+    preprocess_of,
+    views_of,
+)
+from tests.support.pictures import jpeg, picture, write_folder, write_specimens
 
 STRONG = ("data.policy=trivial", "train.mixup=0.4", "train.label_smoothing=0.1")
 SETS = ("ingest.samples_per_shard=7", "data.image_size=32", "data.batch_size=8", "train.val_share=0.2")
@@ -242,3 +250,57 @@ def test_a_flip_is_the_picture_or_its_mirror_image() -> None:
     [augment] = views_of(configure("data.augment=flip"), 1)
     found = {augment(pixels, np.random.default_rng(seed)).tobytes() for seed in range(20)}
     assert found == {pixels.tobytes(), pixels[:, ::-1].tobytes()}
+
+
+# ----------------------------------------------------------------------------------------------------- data.decode
+
+
+@pytest.mark.parametrize(
+    ("sets", "least"),
+    [
+        (
+            ["data.image_size=224"],
+            1035,
+        ),  # the smallest window is a quarter of the image, 4 to 3 long: 0.433 of its side
+        (["data.image_size=224", "data.augment=flip"], 512),
+        (["data.image_size=32"], 64),
+        (["data.image_size=32", "data.augment=resized_crop"], 148),
+        (["data.image_size=32", "data.resize=100", "data.augment=resized_crop"], 200),
+        (["data.image_size=224", "data.decode=exact"], 0),
+    ],
+)
+def test_a_jpeg_keeps_twice_what_its_views_are_resampled_from(sets: list[str], least: int) -> None:
+    assert least_side_of(configure(*sets)) == least
+
+
+def test_no_window_of_a_scaled_jpeg_is_enlarged_or_shrunk_by_less_than_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure("data.augment=resized_crop")
+    least, seen = least_side_of(config), []
+    monkeypatch.setattr("hhnet.augment.resample", lambda window, size: (seen.append(window.shape), window)[1])
+    [augment] = views_of(config, 1)
+    for height, width in ((least, least), (least, 3 * least), (2 * least, least)):
+        for number in range(300):
+            augment(np.zeros((height, width, 3), np.uint8), np.random.default_rng(number))
+    shortest = min(min(shape[:2]) for shape in seen)
+    assert 64 <= shortest < 70
+
+
+def test_training_decodes_large_jpegs_as_the_setting_says(tmp_path: Path) -> None:
+    for klass in ("a", "b"):
+        (tmp_path / "photos" / klass).mkdir(parents=True)
+        for number in range(8):
+            (tmp_path / "photos" / klass / f"{number}.jpg").write_bytes(jpeg(picture(ord(klass), number, 256)))
+    ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), configure())
+    shards = open_shards(str(tmp_path / "shards"))
+    squares, decoded = {}, {}
+    for decode, side in (("scaled", 64), ("exact", 256)):
+        config = configure("data.augment=none", f"data.decode={decode}")
+        data, cache = TrainData.make(shards, None, config), DecodedCache(1 << 30)
+        (batch, _), *_ = epoch_batches(epoch_leg(data, config, 0, (), 1), 0, 0, 1, cache)
+        squares[decode] = dict(zip(batch.keys, batch.squares, strict=True))
+        held = [cache.get(shard.name, row) for shard in shards.shards for row in range(shard.rows)]
+        assert {sample.pixels.shape for sample in held if sample and sample.pixels is not None} == {(side, side, 3)}
+        decoded[decode] = preprocess_of(config)
+    for key, square in squares["exact"].items():
+        np.testing.assert_array_equal(square, decoded["exact"].resize_crop(pixels_of(shards, key)))
+        assert 0 < np.abs(square.astype(int) - squares["scaled"][key]).mean() < 4

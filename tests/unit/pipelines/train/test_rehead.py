@@ -113,7 +113,7 @@ def test_a_projection_takes_the_features(root: Path, tmp_path: Path, method: str
     result = run(root, tmp_path / "out", method)
     images, _ = training_images(root)
     base, made = Encoder.open(str(root / "model")), Encoder.open(str(tmp_path / "out"))
-    squares = [base.preprocess.resize_crop(verb.decode_image(image)) for image in images]
+    squares = [verb.decode_square(image, base.preprocess)[0] for image in images]
     features = base.outputs(squares, base.model.backbone)
     outputs = made.outputs(squares)
     centred = features - features.mean(0)
@@ -159,17 +159,17 @@ def test_the_sample_is_seeded_and_no_larger_than_asked_for(root: Path, tmp_path:
 
 
 def test_images_that_do_not_decode_are_left_out(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole: Callable[..., Any] = verb.decode_image
+    whole: Callable[..., Any] = verb.decode_square
     seen = iter(range(1000))
 
-    def damaged(data: bytes) -> Any:
+    def damaged(data: bytes, preprocess: Any) -> Any:
         if next(seen) < 10:
             raise verb.ImageReject("damaged", "made so")
-        return whole(data)
+        return whole(data, preprocess)
 
-    monkeypatch.setattr(verb, "decode_image", damaged)
+    monkeypatch.setattr(verb, "decode_square", damaged)
     assert run(root, tmp_path / "out", "itq")["images"] == 70
-    monkeypatch.setattr(verb, "decode_image", lambda data: (_ for _ in ()).throw(verb.ImageReject("damaged", "all")))
+    monkeypatch.setattr(verb, "decode_square", lambda *_: (_ for _ in ()).throw(verb.ImageReject("damaged", "all")))
     with pytest.raises(InputError, match="none of 80 training images decodes"):
         run(root, tmp_path / "none", "itq")
     assert not (tmp_path / "none").exists()
