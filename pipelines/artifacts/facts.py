@@ -145,7 +145,7 @@ class EpochFigures(Facts):
     step: int
     """Number of steps done at its end."""
     loss: float
-    """Loss of its last batch."""
+    """Mean loss of its steps."""
     map: float | None = None
     """Validation mAP; None if the epoch was not validated."""
 
@@ -207,11 +207,13 @@ class Progress(Facts):
     """Number of images left out so far because they did not decode."""
     legs: list[list[int]]
     """Number of workers, and of their steps, for each leg of the present epoch."""
+    loss_sum: float
+    """Sum of the losses of the present epoch's steps so far."""
 
     @classmethod
     def new(cls) -> Self:
         """Return the progress of a training that begins."""
-        return cls(best=None, history=[], skipped=0, legs=[])
+        return cls(best=None, history=[], skipped=0, legs=[], loss_sum=0.0)
 
 
 class CheckpointMeta(Facts):

@@ -25,7 +25,7 @@ from pipelines.evaluate.overlap import (
     expected_overlaps,
     nearest_probabilities,
 )
-from pipelines.evaluate.pair import Pair, Side, load_pair
+from pipelines.evaluate.pair import Pair, Side, find_names, load_pair
 from pipelines.evaluate.rounding import REPORT_DIGITS, round_figure, round_figures
 from pipelines.evaluate.subject import describe_change
 from pipelines.report import plots as drawings
@@ -268,23 +268,29 @@ def _by_class(matched: Matched, queries: npt.NDArray[np.int64], overlap_Q: Float
     ]
 
 
-def example_rows(matched: Matched, overlap_Q: Floats, queries: Ids, pictures: Pictures) -> list[GalleryRow]:
-    """Return queries spread evenly from the lowest overlap to the highest, with old and new neighbours and pictures."""
+def example_rows(
+    matched: Matched, overlap_Q: Floats, queries: Ids, pictures: Pictures, codes: CodesSet
+) -> list[GalleryRow]:
+    """Return queries spread evenly from the lowest overlap to the highest, with old and new neighbours and pictures.
+
+    The names of the files are those in `codes`.
+    """
     order = np.argsort(np.round(overlap_Q, REPORT_DIGITS), kind="stable")
     ranks = sorted({round(rank) for rank in np.linspace(0, len(order) - 1, EXAMPLES)})
     chosen = [int(order[rank]) for rank in ranks]
-    near = {place: [_nearest_others(codes, queries[place]) for codes in (matched.old, matched.new)] for place in chosen}
+    near = {place: [_nearest_others(side, queries[place]) for side in (matched.old, matched.new)] for place in chosen}
     neighbours = {number for sides in near.values() for side in sides for number, _ in side}
     shown = {int(queries[place]) for place in chosen} | neighbours
-    found = pictures.get({matched.places.place(number) for number in shown})
+    wanted = {matched.places.place(number) for number in shown}
+    found, files = pictures.get(wanted), find_names([codes], wanted)
 
     def tile(number: int, query: int | None = None, distance: int | None = None, remark: str = "") -> Tile:
         names = [matched.classes[n] for n in np.flatnonzero(matched.labels[number]).tolist()]
         right = None
         if query is not None and matched.labels[query].any():
             right = bool((matched.labels[query] & matched.labels[number]).any())
-        picture = found.get(matched.places.place(number))
-        return Tile("neighbour" if query is not None else "query", names, picture, distance, right, remark)
+        place = matched.places.place(number)
+        return Tile(files[place], names, found.get(place), distance, right, remark)
 
     rows = []
     for place, sides in near.items():
@@ -306,7 +312,7 @@ PROGRESS_STEPS = 3
 OVERLAP_BINS = 20
 EXAMPLES = 6
 EXAMPLE_NEIGHBOURS = 10
-AGREEMENT_VERSION = 2
+AGREEMENT_VERSION = 3
 """Version of the report format. Bump it when the contents of a report change."""
 
 
@@ -372,7 +378,7 @@ def _publish_agreement(
         "neighbour_distances": drawings.moved_distances(figures.neighbours.old, figures.neighbours.new),
     }
     pictures = find_pictures([entry.artifact for entry in sides.values()], ())
-    rows = example_rows(matched, overlap_Q, queries, pictures)
+    rows = example_rows(matched, overlap_Q, queries, pictures, sides["old"])
     codes = {f"{role} codes": entry.artifact.digest for role, entry in sides.items()}
     page = render(
         "agreement",

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.artifacts.commit import ArtifactWriter
-from pipelines.artifacts.facts import ModelCard, ReportMeta, RerankedMeta, SplitPart
+from pipelines.artifacts.facts import EpochFigures, ModelCard, ReportMeta, RerankedMeta, SplitPart
 from pipelines.artifacts.manifest import Artifact, Part, fingerprint
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records
@@ -35,7 +35,8 @@ _log = logging.getLogger(__name__)
 
 PROGRESS_STEPS = 5
 WORST_SHOWN = 6
-REPORT_VERSION = 3
+EPOCHS_LISTED = 10
+REPORT_VERSION = 4
 """Version of the report format. Bump it when the contents of a report change."""
 
 
@@ -135,14 +136,17 @@ def _make_report(query_set: CodesSet, sets: Sequence[CodesSet], out: str, name: 
         pictures = find_pictures([entry.artifact for entry in (query_set, *sets)], ())
         count = config.evaluate.gallery
         galleries = {
-            "worst": gallery_rows(pair, worst_queries(pair, ap_Q, min(count, WORST_SHOWN)), pictures),
-            "rows": gallery_rows(pair, spread_queries(pair, ap_Q, count), pictures),
+            "worst": gallery_rows(
+                pair, worst_queries(pair, ap_Q, min(count, WORST_SHOWN)), pictures, (query_set, *sets)
+            ),
+            "rows": gallery_rows(pair, spread_queries(pair, ap_Q, count), pictures, (query_set, *sets)),
             "problems": pictures.problems,
         }
         card = find_card(query_set.artifact)
         drawn = _draw_plots(figures, examined, card)
         advance(1, note="plots and gallery")
-        said = {"subject": describe_subject(query_set, sets, card), "advice": advise(figures, card)}
+        learnt = {"card": card, "epochs": _thin_history(card) if card else ()}
+        said = {"subject": describe_subject(query_set, sets, card), "advice": advise(figures, card), **learnt}
         page = _page(figures, drawn, {**said, "sources": _sources(query_set, sets)}, galleries)
         parts = put_report(writer, figures.as_json(), page, drawn, figures.queries)
         artifact = _commit_report(writer, parts, figures, config.evaluate, split_part(query_set.artifact))
@@ -159,6 +163,14 @@ def _page(
     shown = {f"{entry.map:.3f}" for entry in figures.by_convention if entry.map is not None}
     facts = {"classes": ordered, "agreed": shown == {f"{figures.map:.3f}"}}
     return render("report", figures=figures, drawn=drawn, **facts, **said, **galleries)
+
+
+def _thin_history(card: ModelCard) -> list[EpochFigures]:
+    """Return at most EPOCHS_LISTED epochs in even steps, and the last and the one whose weights were kept."""
+    total = len(card.history)
+    step = -(-total // EPOCHS_LISTED)
+    shown = {*range(step, total + 1, step), total, card.metrics.epoch}
+    return [entry for entry in card.history if entry.epoch in shown]
 
 
 def _draw_plots(figures: ReportFigures, examined: Examined, card: ModelCard | None) -> dict[str, bytes]:

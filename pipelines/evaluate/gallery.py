@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 import hhnet
-from pipelines.evaluate.pair import Pair, Side
+from pipelines.encode.codes import CodesSet
+from pipelines.evaluate.pair import Pair, Side, find_names
 from pipelines.report.page import GalleryRow, Tile
 from pipelines.report.pictures import Pictures
 
@@ -46,23 +47,30 @@ def spread_queries(pair: Pair, ap_Q: npt.NDArray[np.float64], count: int) -> lis
     return [(n, f"{'hard query' if hard else 'query'}, AP {np.nan_to_num(ap_Q[n]):.3f}") for n, hard in chosen]
 
 
-def gallery_rows(pair: Pair, chosen: Sequence[tuple[int, str]], pictures: Pictures) -> list[GalleryRow]:
-    """Return rows of a gallery: queries, each with a remark, and their nearest neighbours, with pictures."""
+def gallery_rows(
+    pair: Pair, chosen: Sequence[tuple[int, str]], pictures: Pictures, sets: Sequence[CodesSet]
+) -> list[GalleryRow]:
+    """Return rows of a gallery: queries, each with a remark, and their nearest neighbours, with pictures.
+
+    `sets` are the codes of the pair, which hold the names of the files.
+    """
     if not chosen:
         return []
     queries = np.array([query for query, _ in chosen])
     distances, near = hhnet.hamming_knn(pair.queries.codes[queries], pair.database.codes, NEIGHBOURS_SHOWN)
     wanted = {pair.queries.place(query) for query, _ in chosen}
-    found = pictures.get(wanted | {pair.database.place(number) for number in near.ravel().tolist()})
+    wanted |= {pair.database.place(number) for number in near.ravel().tolist()}
+    found, names = pictures.get(wanted), find_names(sets, wanted)
 
-    def shown(side: Side, number: int) -> tuple[list[str], str | None]:
-        return [pair.classes[n] for n in np.flatnonzero(side.labels[number])], found.get(side.place(number))
+    def shown(side: Side, number: int) -> tuple[str, list[str], str | None]:
+        place = side.place(number)
+        return names[place], [pair.classes[n] for n in np.flatnonzero(side.labels[number])], found.get(place)
 
     rows = []
     for (query, remark), ds, numbers in zip(chosen, distances.tolist(), near.tolist(), strict=True):
-        head = Tile("query", *shown(pair.queries, query), remark=remark)
+        head = Tile(*shown(pair.queries, query), remark=remark)
         right = (pair.queries.labels[query] & pair.database.labels[numbers]).any(1).tolist()
         neighbours = zip(ds, numbers, right, strict=True)
-        tiles = [Tile("neighbour", *shown(pair.database, n), distance, good) for distance, n, good in neighbours]
+        tiles = [Tile(*shown(pair.database, n), distance, good) for distance, n, good in neighbours]
         rows.append(GalleryRow(head, tiles))
     return rows

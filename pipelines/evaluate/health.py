@@ -17,6 +17,8 @@ WEAK_ENTROPY_BITS = 0.5
 """Bits of entropy below which a bit is weak: the rarer value in less than 11% of the codes."""
 MIN_COPY_PHI = 0.9
 """Smallest |phi| at which two bits count as near copies of each other."""
+BITS_PER_COPY = 16
+"""Bits for each pair of near copies up to which fewer bits would do as well."""
 SIGNIFICANCE = 0.01
 
 
@@ -212,9 +214,10 @@ def _on_copies(side: SideFigures) -> str:
     example = f"bits {first.bits[0]} and {first.bits[1]}, φ = {first.phi:.2f}".replace("-", "−")
     if not side.copies:
         return f"No two bits are near copies of each other; the most correlated are {example}."
-    pairs = "1 pair of bits is" if side.copies == 1 else f"{side.copies:,} pairs of bits are"
+    bits = len(side.balance)
+    pairs = f"{side.copies:,} of the {bits * (bits - 1) // 2:,} pairs of bits {'is' if side.copies == 1 else 'are'}"
     found = f"{pairs} nearly equal or opposite (|φ| ≥ {MIN_COPY_PHI}), first of all {example}"
-    return f"{found}: fewer bits would do as well."
+    return f"{found}: fewer bits would do as well." if side.copies * BITS_PER_COPY >= bits else f"{found}."
 
 
 def _on_buckets(side: SideFigures) -> str:

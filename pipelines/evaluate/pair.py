@@ -1,6 +1,6 @@
 """Loads queries and database of a report: codes, labels under one list of classes, and the place of each row."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,20 @@ def load_pair(query_set: CodesSet, sets: Sequence[CodesSet], real_codes: bool = 
     """Load all codes and labels; class ids are mapped by name to the sorted union of the class lists."""
     classes = tuple(sorted({name for entry in (query_set, *sets) for name in entry.classes}))
     return Pair(_load([query_set], classes, real_codes), _load(sets, classes, real_codes), classes, query_set.bits)
+
+
+def find_names(sets: Sequence[CodesSet], places: Collection[SampleLocation]) -> dict[SampleLocation, str]:
+    """Return the paths of the samples at these places, or their keys; only the shards that hold them are read."""
+    wanted = {place.shard_sha256 for place in places}
+    names: dict[SampleLocation, str] = {}
+    for entry in sets:
+        for shard in entry.shards:
+            if shard.sha256 in wanted:
+                table = entry.read(shard)
+                for row, path, key in zip(*(table[name].to_pylist() for name in ("row", "path", "key")), strict=True):
+                    if (place := SampleLocation(shard.sha256, row)) in places:
+                        names[place] = path or key
+    return names
 
 
 def _load(sets: Sequence[CodesSet], classes: Sequence[str], with_real_codes: bool) -> Side:

@@ -1,10 +1,12 @@
 """Self-contained HTML pages from the templates beside this file, which escape all that they are given."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import Artifact, Part
@@ -13,10 +15,16 @@ from pipelines.storage import canonical_json
 
 SHORT_KEY_CHARS = 24
 
+_COMMAND = re.compile(r"`([^`]+)`|(?<![\w-])(--[a-z][\w-]*(?: [\w.]+=[^\s,;:]*[^\s,;:.])?)")
+"""What a sentence tells to type: what stands between backticks, or a flag with its setting."""
+
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture with its caption; `right` is None if right and wrong mean nothing for it."""
+    """One picture with its caption; `right` is None if right and wrong mean nothing for it.
+
+    `name` is the sample's path or key, or what names it if it has none.
+    """
 
     name: str
     labels: Sequence[str] = ()
@@ -27,15 +35,26 @@ class Tile:
 
     @property
     def shown(self) -> str:
-        """The labels, or the name if there are none."""
-        return ", ".join(self.labels) or self.name
+        """The labels, or the short name if there are none."""
+        return ", ".join(self.labels) or short_key(self.name)
+
+    @property
+    def file(self) -> str:
+        """The short name where the labels are shown, else nothing, since it is shown already."""
+        return short_key(self.name) if self.labels else ""
+
+    @property
+    def apart(self) -> str:
+        """The distance in words; a picture at distance 0 may be the query itself, which the codes cannot tell."""
+        if self.distance is None:
+            return ""
+        return f"distance {self.distance}" if self.distance else "distance 0: same code"
 
     @property
     def alt(self) -> str:
         """Say in words what the frame, the caption and the distance show."""
         verdict = {None: "", True: "right", False: "wrong"}[self.right]
-        distance = "" if self.distance is None else f"distance {self.distance}"
-        return ", ".join(text for text in (verdict, self.shown, distance) if text)
+        return ", ".join(text for text in (verdict, self.shown, self.apart) if text)
 
 
 @dataclass(frozen=True)
@@ -46,12 +65,28 @@ class GalleryRow:
     neighbours: Sequence[Tile] = field(default_factory=tuple)
     compared: Sequence[Tile] = field(default_factory=tuple)
 
+    @property
+    def marked(self) -> bool:
+        """Whether a neighbour has a mark that says right or wrong."""
+        return any(tile.right is not None for tile in (*self.neighbours, *self.compared))
+
 
 def short_key(key: str) -> str:
     """Return the last component of a key, its middle left out where it is long."""
     name = key.rstrip("/").rpartition("/")[2] or key
     half = SHORT_KEY_CHARS // 2
     return name if len(name) <= SHORT_KEY_CHARS else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def mark_commands(text: str) -> Markup:
+    """Return a sentence as HTML in which what the user can type is code that breaks between its words only."""
+    whole, end = Markup(), 0
+    for found in _COMMAND.finditer(text):
+        words = (found[1] or found[2]).split()
+        code = Markup(" ").join(Markup("<span>{}</span>").format(word) for word in words)
+        whole += escape(text[end : found.start()]) + Markup("<code>{}</code>").format(code)
+        end = found.end()
+    return whole + escape(text[end:])
 
 
 def format_figure(value: float | None, spec: str = ",.4f", unit: float = 1) -> str:
@@ -67,7 +102,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-TEMPLATES.filters |= {"data_uri": data_uri, "figure": format_figure}
+TEMPLATES.filters |= {"data_uri": data_uri, "figure": format_figure, "commands": mark_commands}
 
 
 def render(name: str, **facts: Any) -> str:

@@ -187,7 +187,7 @@ def bit_drift(axes: Any, change: Sequence[float], chance: Sequence[float]) -> No
 
 @_plot("epoch", "training loss")
 def learning_curve(axes: Any, epochs: Sequence[int], loss: Sequence[float], validated: Sequence[float | None]) -> None:
-    """Plot the loss at the end of each epoch, and over it the validation mAP of the epochs that have one."""
+    """Plot the mean loss of each epoch, and over it the validation mAP of the epochs that have one."""
     axes.plot(epochs, loss, color=ORANGE, linestyle=DASHED, marker="s", markersize=3, label="training loss")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(0, None)

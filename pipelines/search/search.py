@@ -31,7 +31,7 @@ from pipelines.encode.codes import (
 from pipelines.errors import ConfigError, FingerprintMismatch, InputError
 from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours
 from pipelines.index.reader import IndexReader, Item, open_index
-from pipelines.report.page import GalleryRow, Tile, render, short_key
+from pipelines.report.page import GalleryRow, Tile, render
 from pipelines.report.pictures import LARGE_SIDE, Pictures, SampleLocation, find_pictures
 from pipelines.search.images import QueryImage, SkippedImage, find_images, read_images
 from pipelines.shards.shards import open_shards
@@ -396,15 +396,12 @@ def _subject(reader: IndexReader, k: int) -> dict[str, str]:
 
 
 def _head(query: Query, found: dict[SampleLocation, str]) -> Tile:
-    key = short_key(query.name)
     picture = query.picture or (found.get(query.place) if query.place else None)
-    remark = f"query by {query.by}: {key}" if query.labels else f"query by {query.by}"
-    return Tile(query.name, query.labels or (key,), picture, remark=remark)
+    return Tile(query.name, query.labels, picture, remark=f"query by {query.by}")
 
 
 def _tile(query: Query, neighbour: Neighbour, found: dict[SampleLocation, str]) -> Tile:
     item = neighbour.item
     right = bool(set(query.labels) & set(item.labels)) if query.labels else None
     picture = found.get(SampleLocation(item.shard_sha256, item.row))
-    key = short_key(item.key)
-    return Tile(item.key, item.labels or (key,), picture, neighbour.distance, right, key if item.labels else "")
+    return Tile(item.path or item.key, item.labels, picture, neighbour.distance, right)

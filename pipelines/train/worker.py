@@ -54,36 +54,49 @@ def train_worker(job: TrainJob, post: Post, tell: Tell = lambda text, fields: No
         loss: StepLoss | None = None
         for batch, bad in _counted(islice(stream, steps - learner.step_count % steps), meter):
             before, loss = loss, learner.step(batch)
+            if before is not None:  # a step late, so that the GPU has work while this waits
+                progress.loss_sum += before.value()
             legs[-1][1] += 1
             progress.skipped += bad
             seen += len(batch.keys) * learner.world  # images: each view of a sample counts as one
-            known = (before or loss).value()  # of the step before, so that the GPU has work while this waits
+            rate = seen / (time.monotonic() - begun)
+            summed = (learner.step_count - 1) % steps  # steps of this epoch whose loss is in the sum
+            mean = progress.loss_sum / summed if summed else loss.value()
             if learner.rank == 0:
-                rate = seen / (time.monotonic() - begun)
-                reached = f"epoch {epoch + 1}/{config.train.epochs}{_last_map(progress)}"
-                post(learner.step_count, f"{reached}  loss {known:.4f}  {format_speed(rate)}")
+                post(learner.step_count, _note(config, epoch, progress, mean, rate))
             at_end = learner.step_count % steps == 0
             if not at_end and learner.step_count % config.train.checkpoint_steps == 0:
-                loss.value()  # raises if the loss is not finite, so that the state after a bad step is never saved
+                # Raises if the loss is not finite, so that the state after a bad step is never saved.
+                progress.loss_sum, loss = progress.loss_sum + loss.value(), None
                 _save(checkpoints, learner, progress)
-        progress.legs = []
         assert loss is not None, "an epoch has at least one step left"
+        mean = (progress.loss_sum + loss.value()) / steps
+        progress.legs, progress.loss_sum = [], 0.0
         with meter.busy():
             ended = time.perf_counter()
-            _end_epoch(checkpoints, learner, data, progress, epoch, loss.value())
+            if learner.rank == 0 and _is_validated(config, epoch):
+                post(learner.step_count, f"epoch {epoch + 1}/{config.train.epochs}  validating")
+            _end_epoch(checkpoints, learner, data, progress, epoch, mean)
             if learner.rank == 0:
+                post(learner.step_count, _note(config, epoch, progress, mean, rate))
                 tell(*_epoch_line(progress.history[-1], data, config))
             meter.count_seconds({"validate": time.perf_counter() - ended})
 
 
-def _last_map(progress: Progress) -> str:
-    """Return the mAP of the last validation for the progress, or nothing before the first."""
-    found = next((entry.map for entry in reversed(progress.history) if entry.map is not None), None)
-    return "" if found is None else f"  mAP {found:.3f}"
+def _note(config: Config, epoch: int, progress: Progress, loss: float, rate: float) -> str:
+    """Return what stands beside the bar: epoch, mAP of the last validation, mean loss of the epoch, images a second."""
+    last = next((entry.map for entry in reversed(progress.history) if entry.map is not None), None)
+    reached = f"epoch {epoch + 1}/{config.train.epochs}{'' if last is None else f'  mAP {last:.4f}'}"
+    return f"{reached}  loss {loss:.4f}  {format_speed(rate)}"
+
+
+def _is_validated(config: Config, epoch: int) -> bool:
+    """Tell whether a validation follows this epoch, counted from 0."""
+    return epoch + 1 == config.train.epochs or (epoch + 1) % config.train.val_every == 0
 
 
 def _epoch_line(figures: EpochFigures, data: TrainData, config: Config) -> tuple[str, dict[str, Any]]:
-    """Return an epoch's loss and, if it was validated, its mAP with the number of images and the mAP of chance."""
+    """Return an epoch's mean loss and, if it was validated, its mAP with the number of images and the mAP of chance."""
     text = f"epoch {figures.epoch}/{config.train.epochs}: loss {figures.loss:.4f}"
     fields: dict[str, Any] = {"epoch": figures.epoch, "step": figures.step, "loss": figures.loss}
     if figures.map is None:
@@ -124,15 +137,13 @@ def _end_epoch(
     checkpoints: Checkpoints, learner: Learner, data: TrainData, progress: Progress, epoch: int, loss: float
 ) -> None:
     """Validate if it is due, remember the best epoch, and save after a validation or if a checkpoint is due."""
-    train_config = learner.config.train
-    last = epoch + 1 == train_config.epochs
     name = checkpoints.new_name(learner.step_count)
-    validates = last or (epoch + 1) % train_config.val_every == 0
+    validates = _is_validated(learner.config, epoch)
     found = validate(learner, data) if validates else None
     if found is not None and (progress.best is None or found >= progress.best.map):  # of equal ones, the later epoch
         progress.best = BestEpoch(map=found, epoch=epoch + 1, checkpoint=name)
     progress.history.append(EpochFigures(epoch=epoch + 1, step=learner.step_count, loss=loss, map=found))
-    if validates or learner.step_count % train_config.checkpoint_steps == 0:
+    if validates or learner.step_count % learner.config.train.checkpoint_steps == 0:
         _save(checkpoints, learner, progress, name)
 
 

@@ -27,6 +27,7 @@ def write_model(
     backbone: str = "resnet18",
     side: int = SIDE,
     resize: int | None = None,
+    epochs: int = 1,
 ) -> Artifact:
     """A network of seeded weights, committed as if it had learnt from these shards."""
     shards = open_artifact(shards_uri, "shards")
@@ -39,7 +40,8 @@ def write_model(
             network,
             Preprocess(size=side, resize=resize or side),
             **{"classes": classes, "precision": "fp32", "loss": "csq", "metrics": metrics},
-            **{"history": [{"epoch": 1, "step": 1, "loss": 1.0, "map": 0.5}], "settings": {"model.bits": bits}},
+            history=[{"epoch": n, "step": n, "loss": 1 / n, "map": 0.5} for n in range(1, epochs + 1)],
+            settings={"model.bits": bits},
         )
     )
     inputs = (ArtifactInput(role="shards", kind="shards", digest=shards.digest),)

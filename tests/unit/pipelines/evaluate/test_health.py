@@ -90,8 +90,8 @@ def test_the_page_says_in_words_what_is_wrong_with_the_codes(ill):
     assert said == [
         f"Taken one by one, the 24 bits hold {total:.1f} bits of entropy. 1 bit (2) is constant and tells no two items "
         "apart; 1 bit (3) has the same value in more than 89% of the items.",
-        "2 pairs of bits are nearly equal or opposite (|φ| ≥ 0.9), first of all bits 4 and 5, φ = 1.00: fewer bits "
-        "would do as well.",
+        "2 of the 276 pairs of bits are nearly equal or opposite (|φ| ≥ 0.9), first of all bits 4 and 5, φ = 1.00: "
+        "fewer bits would do as well.",
         f"{distinct:,} of 600 codes are distinct. The most frequent one belongs to 150 items (25.0%), among which no "
         "ranking by distance can choose.",
         f"In 1 of 24 bits the queries differ from the database by more than chance explains, most in bit 8: "
@@ -103,6 +103,19 @@ def test_the_page_says_in_words_what_is_wrong_with_the_codes(ill):
     assert section.count('src="data:image/png') == 5 and section.count("<tr>") == 3 + 10 + 10 + 24
     parts = {path.name.rpartition("-")[0] for path in Path(result["report"]).parent.glob("*.png")}
     assert parts >= {"bit_balance", "bit_correlation", "bucket_sizes", "code_distances", "bit_drift"}
+
+
+def test_a_single_copy_among_many_bits_is_no_reason_for_fewer(tmp_path):
+    said = {}
+    for bits in (16, 64):
+        ones = np.random.default_rng(5).random((200, bits)) < 0.5
+        ones[:, 1] = ones[:, 0]
+        rows = Rows(range_keys(200), hhnet.pack_bits(ones), labels_of(200))
+        uri = write_codes(tmp_path / f"c{bits}", {"c-0.tar": rows}, bits).uri
+        answer = evaluate(uri, [uri], str(tmp_path / f"r{bits}"), config()).as_json()
+        said[bits] = metrics_of(answer)["health"]["conclusions"][1]
+    alike = "pairs of bits is nearly equal or opposite (|φ| ≥ 0.9), first of all bits 0 and 1, φ = 1.00"
+    assert said == {16: f"1 of the 120 {alike}: fewer bits would do as well.", 64: f"1 of the 2,016 {alike}."}
 
 
 def test_codes_without_fault_are_said_to_be_so(tmp_path):

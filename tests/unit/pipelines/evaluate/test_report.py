@@ -16,6 +16,7 @@ from pipelines.evaluate.figures import measure_pair
 from pipelines.evaluate.gallery import choose_queries
 from pipelines.evaluate.health import examine_codes
 from pipelines.evaluate.pair import load_pair
+from pipelines.shards.shards import open_shards
 from tests.support.codes import (
     Rows,
     codes_of_shards,
@@ -149,7 +150,40 @@ def test_conventions_that_agree_are_folded(tmp_path):
     d = {"d-0.tar": Rows(range_keys(30), np.repeat([cat, dog, owl], 10, axis=0), [[n // 10] for n in range(30)])}
     args = write_codes(tmp_path / "q", q).uri, [write_codes(tmp_path / "d", d).uri]
     page = page_of(evaluate(*args, str(tmp_path / "report"), config()).as_json())
-    assert "To three digits all of them give 1.000." in page and "<summary>Every convention</summary>" in page
+    assert "to three digits all of them give 1.000." in page and "<summary>Every convention</summary>" in page
     q, database = sets(tmp_path / "other")
     cut = evaluate(q, database, str(tmp_path / "r"), config(at=10)).as_json()
     assert "<summary>Every convention" not in page_of(cut)
+
+
+def test_bounds_of_ties_and_both_levels_of_chance_are_told_apart(tmp_path):
+    q, database = sets(tmp_path, bits=16)
+    answer = evaluate(q, database, str(tmp_path / "report"), config()).as_json()
+    page, figures = page_of(answer), metrics_of(answer)
+    worst, best = figures["tie_bounds"]
+    assert f"relevant items last in each tie, they would give {worst:.4f}; put the best way" in page
+    assert f"relevant items first, {best:.4f}. These are bounds" in page and worst < figures["map"] < best
+    assert "expected mAP of a random order" in page
+    share, chance = figures["relevant_share"], figures["chance"]
+    assert f"the share of relevant items, {share:.3f}." in page and f"the mAP of a random order, {chance:.4f}." in page
+
+
+@pytest.mark.parametrize(("database", "small"), [(240, True), (330, False)])
+def test_a_precision_that_no_class_can_fill_says_so(tmp_path, database, small):
+    q, database = sets(tmp_path, database=database)
+    page = page_of(evaluate(q, database, str(tmp_path / "report"), config()).as_json())
+    assert ("of the nearest 100; the largest class has 80 items" in page) == small
+    assert "of the nearest 10<" in page
+
+
+def test_pictures_of_a_gallery_name_their_files(tmp_path, with_pictures):
+    q, d = with_pictures
+    shards = [open_shards(str(tmp_path / name)).shards for name in ("query", "database")]
+    paths = [{f"{record.key}.png" for shard in side for record in shard.records()} for side in shards]
+    page = page_of(evaluate(q, [d], str(tmp_path / "report"), PLAIN).as_json())
+    rows = page.split('<article class="query">')[1:]
+    assert len(rows) == 2 * 3
+    for row in rows:
+        query, *near = re.findall('class="tile[^"]*" title="([^"]+)"', row)
+        assert query in paths[0] and len(near) == 10 and set(near) <= paths[1]
+        assert all(f'<span class="soft">{name.rpartition("/")[2]}</span>' in row for name in (query, *near))

@@ -146,10 +146,50 @@ def test_a_page_without_one_of_its_facts_is_an_error():
 def test_a_verdict_is_told_by_more_than_colour():
     tiles = [page.Tile("n", ["cat"], None, 1, right) for right in (True, False, None)]
     html = search_page([page.GalleryRow(page.Tile("q"), tiles)], unreadable=False)
-    assert html.count("✓") == 1 and html.count("✗") == 1
+    assert html.count("✓</b>") == 1 and html.count("✗</b>") == 1
     assert html.count('class="unseen">right<') == 1 and html.count('class="unseen">wrong<') == 1
     assert all(f'class="soft rank">{rank}.<' in html for rank in (1, 2, 3))
     assert html.count('class="tile right"') == 1 and html.count('class="tile wrong"') == 1
+
+
+def test_the_legend_of_marks_is_shown_where_a_picture_has_one():
+    query, unmarked, marked = page.Tile("q"), page.Tile("n", ["cat"], None, 1), page.Tile("n", ["cat"], None, 1, False)
+    rows = [page.GalleryRow(query, [unmarked]), page.GalleryRow(query, [marked])]
+    assert "solid blue frame" not in search_page(rows[:1], unreadable=False)
+    assert "solid blue frame" in search_page(rows, unreadable=False)
+
+
+def test_a_picture_names_its_file_short_and_whole_in_its_tooltip():
+    tile = page.Tile("photos/kiwi/golden-kiwi-in-a-basket_001.jpg", ["Kiwi"], None, 3)
+    html = search_page([page.GalleryRow(page.Tile("a/query.jpg"), [tile])], unreadable=False)
+    assert 'title="photos/kiwi/golden-kiwi-in-a-basket_001.jpg"' in html and 'title="a/query.jpg"' in html
+    assert html.count("golden-kiwi…sket_001.jpg<") == 1
+    assert html.count("<b>query.jpg</b>") == 1 and html.count("query.jpg<") == 1  # not twice without a label
+
+
+def test_distance_0_is_said_to_be_the_same_code():
+    tiles = [page.Tile("n", ["cat"], "data:", distance) for distance in (0, 1)]
+    html = search_page([page.GalleryRow(page.Tile("q"), tiles)], unreadable=False)
+    assert 'soft">distance 0: same code<' in html and 'alt="cat, distance 0: same code"' in html
+    assert 'soft">distance 1<' in html and html.count("same code") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("with --set train.epochs=16.", "with <code><span>--set</span> <span>train.epochs=16</span></code>."),
+        ("search with --rerank.", "search with <code><span>--rerank</span></code>."),
+        (
+            "type `hhnet index build`, <b>",
+            "type <code><span>hhnet</span> <span>index</span> <span>build</span></code>, &lt;b&gt;",
+        ),
+        ("`<i>`", "<code><span>&lt;i&gt;</span></code>"),
+        ("a well-known word -- and 2--3", "a well-known word -- and 2--3"),
+    ],
+)
+def test_what_a_sentence_tells_to_type_is_code_that_breaks_between_words_only(text, html):
+    assert page.mark_commands(text) == html
+    assert "code span { white-space: nowrap; }" in page.TEMPLATES.get_template("style.css").render()
 
 
 @pytest.mark.parametrize(

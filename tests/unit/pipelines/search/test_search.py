@@ -18,7 +18,7 @@ from pipelines.search.search import SearchLimits, search
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, scratch_folder
 from tests.support.codes import Rows, codes_of_shards, random_codes, simple_rows, write_codes, write_shards
-from tests.support.pictures import jpeg, picture
+from tests.support.pictures import jpeg, picture, png
 
 CONFIG = Config(index=IndexSettings(workers=1), search=SearchSettings(k=4))
 
@@ -219,8 +219,10 @@ def test_the_page_shows_the_query_and_its_neighbours(tmp_path, build):
     assert "class_01/0001" in page and "distance 0" in page and "http" not in page.replace("http-equiv", "")
     head = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page))
     assert head == {"Index": f"{index} (flat, 24 codes)", "Version": "1", "Bits": "64", "k": "4"}
-    # A key is shown by its last component; the whole stands in a tooltip.
+    # Key and path are shown by their last component; the whole stands in a tooltip.
     assert 'title="class_01/0001"' in page and '<span class="soft">0001</span>' in page
+    for found in answer["results"][0]["neighbours"]:
+        assert f'title="{found["path"]}"' in page and f'<span class="soft">{Path(found["path"]).name}</span>' in page
     shares = [bool({"class_01"} & set(found["labels"])) for found in answer["results"][0]["neighbours"]]
     marks = re.findall(r'<b class="mark" aria-hidden="true">(.)</b>', page)
     assert marks == ["✓" if right else "✗" for right in shares]
@@ -280,6 +282,17 @@ def test_names_from_data_are_escaped_in_the_page(tmp_path, build):
     search(index, CONFIG, keys=[evil], html=str(tmp_path / "found.html"))
     page = (tmp_path / "found.html").read_text()
     assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
+
+
+def test_a_query_without_labels_has_neither_marks_nor_their_legend(tmp_path, with_model):
+    index, _ = with_model
+    (tmp_path / "photo.png").write_bytes(png(picture(1, 0)))
+    search(index, CONFIG, images=[str(tmp_path / "photo.png")], html=str(tmp_path / "found.html"))
+    page = (tmp_path / "found.html").read_text()
+    assert page.count('class="tile"') == 1 + 4 and "solid blue frame" not in page and 'class="mark"' not in page
+    search(index, CONFIG, keys=["x/00001"], html=str(tmp_path / "found.html"))
+    page = (tmp_path / "found.html").read_text()
+    assert "solid blue frame" in page and page.count('class="mark"') == 4
 
 
 def test_a_gpu_that_is_not_there(tmp_path, build, monkeypatch):

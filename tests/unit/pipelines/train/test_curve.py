@@ -13,6 +13,9 @@ from pipelines.config.loading import load_config
 from pipelines.errors import DamagedArtifact
 from pipelines.ingest.ingest import ingest
 from pipelines.storage import canonical_json, sha256_of
+from pipelines.train.learner import Batch, Learner, StepLoss
+from pipelines.train.train import plan_training
+from pipelines.train.worker import train_worker
 from pipelines.verify.verify import verify
 from tests.support.models import train_model
 from tests.support.pictures import write_folder
@@ -45,6 +48,41 @@ def test_a_model_has_its_figures_by_epoch_as_a_table_and_a_picture(trained: tupl
         assert picture.format == "PNG" and picture.width >= 800
     assert model.digest == again.digest
     assert "learning_curve.csv has the figures of model.json" in verify(model.uri).checks
+
+
+class _Stopped(Exception):
+    """Ends a training as a kill would."""
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps_also_after_a_resume_within_it(
+    trained: tuple[Artifact, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: dict[int, float] = {}
+
+    class Watched(Learner):
+        def step(self, batch: Batch) -> StepLoss:
+            found = super().step(batch)
+            losses[self.step_count] = found.value()
+            return found
+
+    def stop(step: int, note: str) -> None:
+        if step == 2:
+            raise _Stopped
+
+    monkeypatch.setattr("pipelines.train.worker.Learner", Watched)
+    config = load_config(sets=[*SETS, "train.checkpoint_steps=1"])
+    shards = str(trained[0].origin("shards"))
+    job = plan_training(open_artifact(shards, "shards"), None, str(tmp_path / "model"), config)
+    job.writer()
+    with pytest.raises(_Stopped):
+        train_worker(job, stop)
+    model = train_model(shards, tmp_path / "model", config)
+    history = ModelCard.of(model).history
+    size = history[0].step
+    assert size > 1 and [entry.step for entry in history] == [size, 2 * size, 3 * size] and len(losses) == 3 * size
+    for entry in history:
+        mine = [losses[step] for step in range(entry.step - size + 1, entry.step + 1)]
+        assert entry.loss == pytest.approx(sum(mine) / size) and len(set(mine)) > 1
 
 
 def test_a_table_with_other_figures_than_the_model_is_damage(trained: tuple[Artifact, Artifact]) -> None:

@@ -100,4 +100,8 @@ def test_each_epoch_is_told_with_its_images_and_chance_and_its_map_stays_beside_
         f"(12 images, chance {fields['chance']:.4f})"
     )
     assert fields["val_images"] == 12 and 0 < float(str(fields["chance"])) < 1
-    assert "mAP" not in notes[1][1] and f"epoch 3/3  mAP {fields['map']:.3f}  loss" in notes[-1][1]
+    last = told[2][1]
+    assert "mAP" not in notes[1][1] and any(f"epoch 3/3  mAP {fields['map']:.4f}  loss" in note for _, note in notes)
+    assert [note for _, note in notes if "validating" in note] == ["epoch 2/3  validating", "epoch 3/3  validating"]
+    assert notes[-2][1] == "epoch 3/3  validating" and notes[-1][0] == notes[-2][0] == last["step"]
+    assert notes[-1][1].startswith(f"epoch 3/3  mAP {last['map']:.4f}  loss {last['loss']:.4f}  ")
