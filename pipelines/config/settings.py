@@ -127,7 +127,7 @@ class DataSettings(Section):
     batch_size: Annotated[int, ChangesResult("model")] = Field(64, ge=2, le=65_536)
     """Images per optimiser step, over all workers (the global batch)."""
     workers: int = Field(2, ge=1, le=256)
-    """Threads per training or encoding process that read and decode images."""
+    """Threads per training, encoding or decode process that read and decode images."""
     cache: ByteSize = Field(ByteSize(1 << 29), ge=0)
     """Memory per training process for decoded images; later epochs do not decode those again."""
     augment: Annotated[Literal["auto", "flip", "crop_flip", "resized_crop", "none"], ChangesResult("model")] = "auto"
@@ -250,6 +250,9 @@ class EncodeSettings(GpuPlacedSettings):
     """Attempts at a shard: once so many workers died or hung on it, its samples become rejects."""
     stuck_s: float = Field(600.0, gt=0)
     """Seconds without a decoded image or a finished batch after which a worker counts as hung."""
+    decode_processes: int | None = Field(None, ge=0, le=256)
+    """Processes per encoding worker that read and decode images, with data.workers threads each; 0 = threads of the
+    worker itself; unset = 0 on a CPU, and on a GPU as many as fit into its share of the node's CPUs."""
     carry: Annotated[tuple[str, ...], ChangesResult("codes")] = ()
     """Metadata columns of the samples' JSON to carry into the codes."""
     real_codes: Annotated[bool, ChangesResult("codes")] = False

@@ -3,8 +3,10 @@
 encode         the verb: what is missing is encoded, then published
 job            what one encode has to do, and what is left of it
 workers        many shards on a pool of Ray workers
-shard          one shard, without Ray
-encoder        a model and its forward pass, with decoding beside it
+shard          one encoded shard as bytes
+encoder        a model and its forward pass, batch after batch
+feed           the batches, decoded by threads or, in process_feed, by processes
+decoder        from bytes to squares, and the process that does it
 receipts       what was put for a shard, claimed once
 codes          codes artifacts, opened
 retry_rejects  another go at the rejects of published codes

@@ -17,8 +17,8 @@ from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import REAL_CODES
 from pipelines.artifacts.versions import list_lost, open_current, publish_next
+from pipelines.cluster.attempts import Outcome
 from pipelines.cluster.metrics import Meter
-from pipelines.cluster.pool import Outcome
 from pipelines.cluster.progress import say_resumed
 from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.cluster.submit import on_cluster

@@ -86,6 +86,17 @@ def encoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
     return [process for process in found if _parent(process) not in workers]
 
 
+def decoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The decode processes below a verb's workers."""
+    found = []
+    with suppress(psutil.Error):
+        for process in psutil.Process(verb.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if "pipelines.encode.decoder" in process.cmdline():
+                    found.append(process)
+    return found
+
+
 @contextmanager
 def held(verb: subprocess.Popen[str]) -> Iterator[None]:
     """Stop the workers below a verb or a cluster, which would finish few shards without a head; they end with it."""
