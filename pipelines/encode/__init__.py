@@ -1,6 +1,7 @@
 """Turns shards and a model into packed codes in Parquet.
 
 encode         the verb: what is missing is encoded, then published
+batch_size     auto, turned into a number
 job            what one encode has to do, and what is left of it
 workers        many shards on a pool of Ray workers
 shard          one encoded shard as bytes

@@ -21,7 +21,7 @@ from pipelines.artifacts.facts import ModelCard
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.encode.decoder import Squares, decode_square
 from pipelines.encode.feed import Fed, Shaping, thread_batches
-from pipelines.errors import DamagedArtifact
+from pipelines.errors import DamagedArtifact, WorkFailed
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.shards import Record, Sample
 
@@ -94,13 +94,35 @@ class Encoder:
         """Begin the forward pass of a batch; the function that is returned waits for it and returns its codes.
 
         On a GPU the pass goes on meanwhile. A batch with fewer than `batch_size` squares is filled up there, so that
-        all passes have the same shape.
+        all passes have the same shape. Raises WorkFailed if the batch does not fit the GPU's memory.
         """
-        if self.device.type == "cuda":
-            return self._begin_on_gpu(squares, batch_size, real_codes)
-        z_BK = self.outputs(squares)
+        try:
+            if self.device.type == "cuda":
+                return self._begin_on_gpu(squares, batch_size, real_codes)
+            z_BK = self.outputs(squares)
+        except torch.OutOfMemoryError:
+            side = self.preprocess.size
+            raise WorkFailed(
+                f"a batch of {batch_size} images of {side} x {side} pixels does not fit the memory of the GPU: "
+                "lower encode.batch_size, or set it to auto"
+            ) from None
         coded = pack_bits(sign_bits(z_BK)), quantise_real_codes(z_BK) if real_codes else None
         return lambda: coded
+
+    def fits(self, batch_size: int) -> bool:
+        """Tell whether batches of this size fit the memory, two at a time as an encode has them."""
+        side = self.preprocess.size
+        squares = np.zeros((batch_size, side, side, 3), np.uint8)
+        fitted = True
+        try:
+            for wait in [self.begin(squares, batch_size, real_codes=True) for _ in range(2)]:
+                wait()
+        except WorkFailed:
+            fitted = False
+        # Only now: while the error was handled, it kept the tensors that did fit.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return fitted
 
     def _begin_on_gpu(self, squares: Squares, batch_size: int, real_codes: bool) -> Callable[[], Coded]:
         rows, compute = len(squares), torch.cuda.current_stream()

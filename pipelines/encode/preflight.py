@@ -10,7 +10,7 @@ import heapq
 import platform
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,9 +24,10 @@ from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import open_current
 from pipelines.cluster.attempts import Outcome
 from pipelines.cluster.placement import await_need, room_on_nodes
-from pipelines.cluster.session import ray_session
+from pipelines.cluster.session import kept_ray, ray_session
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
+from pipelines.encode.batch_size import resolve_batch_size
 from pipelines.encode.job import EncodeJob, ShardTask, find_finished_codes, find_missing_work, plan_encode
 from pipelines.encode.workers import ShardEncoder, ShardRun, encode_shards
 from pipelines.errors import WorkFailed, format_count
@@ -75,9 +76,14 @@ def preflight(shards: str, model: str, out: str, config: Config, price: float | 
 
     `price` is the price of one hour of a worker. Raises the errors that `encode` would raise before its first shard.
     """
-    network = open_artifact(model, "model")
-    job = plan_encode(open_current(shards, "shards"), network, out, config)
-    store, opened = Store(out), open_shards(job.shards, job.shards_digest)
+    source, network = open_current(shards, "shards"), open_artifact(model, "model")
+    with kept_ray() if config.encode.batch_size == "auto" else nullcontext():
+        job = plan_encode(source, network, out, resolve_batch_size(source, network, out, config))
+        return _preflight(job, network, price)
+
+
+def _preflight(job: EncodeJob, network: Artifact, price: float | None) -> PreflightResult:
+    store, opened = Store(job.out), open_shards(job.shards, job.shards_digest)
     job.require_root()
     named = {shard.name: shard for shard in opened.shards}
     tasks = [] if find_finished_codes(job) else find_missing_work(store, opened)[2]

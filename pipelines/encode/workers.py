@@ -85,7 +85,7 @@ class ShardEncoder:
 
         config, on_gpu = self.job.config, self.encoder.device.type == "cuda"
         settings = config.encode
-        how = Shaping(self.encoder.preprocess, settings.batch_size, config.data.workers, bool(settings.carry))
+        how = Shaping(self.encoder.preprocess, settings.images_per_pass, config.data.workers, bool(settings.carry))
         processes = count_processes(config, share_of_cpus(settings) if on_gpu else None)
         if not processes:
             return ThreadFeed(self.shards, how, self._advance)
@@ -136,7 +136,7 @@ class ShardEncoder:
                 return ahead[1]
             ahead[1].close()
         settings = self.job.config.encode
-        return Encoding(self.encoder, self.feed.batches(shard), settings.batch_size, settings.real_codes)
+        return Encoding(self.encoder, self.feed.batches(shard), settings.images_per_pass, settings.real_codes)
 
     def _work_ahead(self, shard: Shard, putting: "Future[Any]") -> None:
         """Encode batches of the next shard that are ready, until the present one is put."""

@@ -12,6 +12,8 @@ import duckdb
 import psutil
 import pytest
 
+from pipelines.artifacts.facts import CodesMeta
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.config.loading import load_config
 from pipelines.encode.encode import encode
 from pipelines.ingest.ingest import ingest
@@ -30,6 +32,15 @@ def test_decode_processes_change_no_byte(workers: int, shards: Path, model: Path
     config = load_config(sets=[*APART, f"encode.workers={workers}"])
     encode(str(shards / "train"), str(model), str(tmp_path / "codes"), config)
     assert tree(tmp_path / "codes") == tree(codes / "train")
+
+
+def test_without_a_gpu_an_automatic_batch_size_is_a_number(
+    shards: Path, model: Path, tmp_path: Path, local_ray: None
+) -> None:
+    config = load_config(sets=[*SETTINGS, "encode.batch_size=auto"])
+    result = encode(str(shards / "query"), str(model), str(tmp_path / "codes"), config)
+    assert result.status == "done"
+    assert open_artifact(result.uri).facts(CodesMeta).settings["encode.batch_size"] == 64
 
 
 def poisoned(folder: Path, what: bytes) -> str:
