@@ -36,8 +36,6 @@ CHUNKS_EACH = 2
 """Chunks that a decode process has at a time: it reads one while it decodes the other."""
 SPARE_BATCHES = 3
 """Batches of the ring beyond those in work: two that the network has, and one that is whole and waits."""
-STARTS = 3
-"""Decode processes in a row that may end before they are ready, or before they begin a chunk."""
 
 
 @dataclass(eq=False)
@@ -126,15 +124,22 @@ class ProcessFeed:
     """Decodes in `processes` processes of `threads` threads each.
 
     The ring lies in memory that has no name: whatever ends this process, its memory is freed with its decode processes.
-    A decode process that dies fails the shard of the chunk that it decoded, and is replaced.
+    A decode process that dies fails the shard of the chunk that it decoded, and is replaced. After `most_deaths` in a
+    row before they were ready the work ends, and after so many before they began a chunk its shard fails.
     """
 
     apart = True
 
     def __init__(
-        self, shards: ShardSet, shaping: Shaping, processes: int, advance: Callable[[], None] = lambda: None
+        self,
+        shards: ShardSet,
+        shaping: Shaping,
+        processes: int,
+        advance: Callable[[], None] = lambda: None,
+        most_deaths: int = 3,
     ) -> None:
         self._shards, self._batch_size, self._advance = shards, shaping.batch_size, advance
+        self._most_deaths = most_deaths
         self.lanes, self.chunk_samples = processes * shaping.threads, min(CHUNK_SAMPLES, self._batch_size)
         batches = SPARE_BATCHES + math.ceil(processes * CHUNKS_EACH * self.chunk_samples / self._batch_size)
         side = shaping.preprocess.size
@@ -152,8 +157,12 @@ class ProcessFeed:
         self._failed_starts = 0
         self._broken: Exception | None = None
         self._closed = False
-        for number in range(processes):
-            threading.Thread(target=self._serve, args=(number,), name=f"feed {number}", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=self._serve, args=(number,), name=f"feed {number}", daemon=True)
+            for number in range(processes)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def expect(self, shard: Shard) -> None:
         """Have a shard decoded as soon as the one before has no samples left."""
@@ -184,6 +193,9 @@ class ProcessFeed:
             self._changed.notify_all()
             for child in self._children.values():
                 child.process.kill()
+        for thread in self._threads:
+            thread.join()
+        os.close(self._task.memory)
 
     # --------------------------------------------------------------------------------------------- the consumer's side
 
@@ -300,16 +312,14 @@ class ProcessFeed:
         with self._changed:
             self._failed_starts = 0 if ready else self._failed_starts + 1
         if not ready:
-            if self._failed_starts >= STARTS and not self._closed:
+            if self._failed_starts >= self._most_deaths and not self._closed:
                 self._break(
-                    f"{STARTS} decode processes in a row ended before they were ready: look at the memory and the "
-                    "logs of this node, or set encode.decode_processes=0"
+                    f"{self._failed_starts} decode processes in a row ended before they were ready: look at the memory "
+                    "and the logs of this node, or set encode.decode_processes=0"
                 )
             return
         while True:
-            while len(child.chunks) < CHUNKS_EACH and (chunk := self._take(wait=not child.chunks)) is not None:
-                with self._changed:
-                    child.chunks.append(chunk)
+            while len(child.chunks) < CHUNKS_EACH and (chunk := self._give(child)) is not None:
                 child.send(self._line(chunk))
             if not child.chunks or (answer := self._answer(child)) is None:
                 return
@@ -339,15 +349,19 @@ class ProcessFeed:
         records = chunk.reading.records[chunk.start : chunk.stop]
         return chunk_line(self._shards.artifact.store, chunk.reading.shard.part, records, chunk.first)
 
-    def _take(self, wait: bool) -> _Chunk | None:
-        """Return the next chunk to decode; None if there is none now or, with `wait`, once the feed is closed."""
+    def _give(self, child: _Child) -> _Chunk | None:
+        """Give a process the next chunk and return it; None if the feed is closed, or if there is none and it has one.
+
+        Waits for a chunk if the process has none.
+        """
         with self._changed:
             while not self._closed:
                 chunk = self._next_chunk()
                 if chunk is not None:
                     chunk.reading.held += 1
+                    child.chunks.append(chunk)
                     return chunk
-                if not wait:
+                if child.chunks:
                     return None
                 self._changed.wait()
         return None
@@ -399,7 +413,7 @@ class ProcessFeed:
             reading = chunk.reading
             reading.held -= 1
             first = place == 0 and not child.unwanted
-            if first and (child.begun or chunk.deaths + 1 >= STARTS) and reading.failed is None:
+            if first and (child.begun or chunk.deaths + 1 >= self._most_deaths) and reading.failed is None:
                 ended = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
                 text = f"{reading.shard.name}: process {child.process.pid}, which decoded it, {ended}"
                 _log.info(text, extra={"shard": reading.shard.name})

@@ -89,7 +89,7 @@ class ShardEncoder:
         processes = count_processes(config, share_of_cpus(settings) if on_gpu else None)
         if not processes:
             return ThreadFeed(self.shards, how, self._advance)
-        feed = ProcessFeed(self.shards, how, processes, self._advance)
+        feed = ProcessFeed(self.shards, how, processes, self._advance, settings.max_attempts)
         if on_gpu:
             pin(feed.ring)
         return feed
