@@ -85,8 +85,6 @@ def test_a_signal_leaves_neither_decode_processes_nor_shared_memory(
         time.sleep(0.05)
     below = psutil.Process(verb.pid).children(recursive=True)
     assert {process.pid for process in found} <= {process.pid for process in below}
-    for process in found:  # what they share has no name, so that it goes with the last of them
-        assert any("memfd:hhnet-feed" in os.readlink(file) for file in Path(f"/proc/{process.pid}/fd").iterdir())
     verb.send_signal(number)
     _, err = verb.communicate(timeout=120)
     assert verb.returncode == code, err

@@ -87,12 +87,13 @@ def encoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def decoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The decode processes below a verb's workers."""
+    """The decode processes below a verb's workers that are ready; what they share has no name."""
     found = []
     with suppress(psutil.Error):
         for process in psutil.Process(verb.pid).children(recursive=True):
-            with suppress(psutil.Error):
-                if "pipelines.encode.decoder" in process.cmdline():
+            with suppress(psutil.Error, OSError):
+                shares = "memfd:hhnet-feed (deleted)" in Path(f"/proc/{process.pid}/maps").read_text()
+                if shares and "pipelines.encode.decoder" in process.cmdline():
                     found.append(process)
     return found
 
