@@ -15,6 +15,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from pipelines.artifacts.host import allowed_cpus
 from pipelines.cluster.head import require_head
 from pipelines.cluster.ray_private import draining_nodes, free_resources
 from pipelines.config.settings import Config, GpuPlacedSettings, PlacedSettings
@@ -212,6 +213,21 @@ def _shares(node: Node, need: Need) -> Iterable[int]:
     if need.gpus:
         cpus = max(1, int(cpus * need.gpus / gpus)) if gpus >= need.gpus else 0
     return range(1, cpus + 1)
+
+
+def share_of_cpus(settings: PlacedSettings) -> float:
+    """Return the CPUs of this worker: those that it reserved by the settings, else its GPUs' share of the node's."""
+    import ray
+
+    usable = float(allowed_cpus())
+    if settings.cpus is not None:
+        return min(settings.cpus, usable)
+    if not ray.is_initialized():
+        return usable
+    context = ray.get_runtime_context()
+    mine, here = context.get_assigned_resources().get("GPU", 0), context.get_node_id()
+    there = next((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["NodeID"] == here), 0)
+    return usable * mine / there if 0 < mine < there else usable
 
 
 # -------------------------------------------------------------------------------------------------------- the wait

@@ -5,6 +5,9 @@ do, it goes on with those. Actors end as soon as no item waits for one, so that 
 
 Each actor answers questions for its progress in a second thread (a heartbeat). A worker that is stopped, or stuck in
 code that holds the interpreter lock, does not answer. A worker with an integer `progress` must also change it.
+
+A worker with a method `expect` is told, before each item, the item that it will most likely get next, so that it can
+make ready for it. Such an item still waits: another actor takes it where nothing else waits.
 """
 
 import logging
@@ -12,12 +15,12 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
-from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
+from pipelines.cluster.attempts import OWN_FAULT, Attempt, AttemptFailed, End, Outcome, cause_of_death, first_line
 from pipelines.cluster.head import require_node
 from pipelines.cluster.metrics import Meter, Show
 from pipelines.cluster.placement import FREE_COUNT_LAG_S, Need, Node, count_places, explain_shortage, list_live_nodes
@@ -40,45 +43,6 @@ MAX_NODE_LOSSES = 20
 """Number of lost nodes under one item that ends the run. They count as no attempts, so they need their own limit."""
 BESIDE_GROUP = "beside"
 """Name of the concurrency group whose thread answers while the actor works."""
-
-
-class End(StrEnum):
-    """The end of an attempt at an item."""
-
-    DONE = "done"
-    DIED = "died"
-    OUT_OF_MEMORY = "out of memory"
-    STUCK = "stuck"
-    NODE_LOST = "node lost"
-    PREEMPTED = "preempted"
-
-
-OWN_FAULT = (End.DIED, End.OUT_OF_MEMORY, End.STUCK)
-"""Ends that count against `max_attempts` if the node lives on."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One worker's attempt at an item. `began` and `ended` are Unix times; `pid` and `gpu` are the worker's."""
-
-    began: float
-    ended: float
-    host: str
-    pid: int
-    gpu: str | None
-    end: str
-
-
-@dataclass(frozen=True)
-class Outcome(Generic[T]):
-    """The result of an item, or its error after `attempts` workers died or got stuck on it."""
-
-    item: T
-    result: Any
-    attempts: int
-    error: str | None = None
-    end: End = End.DONE
-    tries: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,9 +78,13 @@ class _Worker:
         self._worker = self._make()
         return self.progress()
 
-    def run(self, item: Any, label: str) -> Any:
-        """Do one item."""
+    def run(self, item: Any, label: str, upcoming: Sequence[Any]) -> Any:
+        """Do one item; `upcoming` has the item that is likely to follow, or nothing."""
+        expect = getattr(self._worker, "expect", None)
         with logged_in_worker(label):
+            if expect is not None:
+                for following in upcoming:
+                    expect(following)
             return self._worker.run(item)
 
     def progress(self) -> int | None:
@@ -153,6 +121,8 @@ class _Actor(Generic[T]):
     place: ActorLocation | None = None
     built: bool = False
     item: _Item[T] | None = None
+    upcoming: _Item[T] | None = None
+    """The item that it was told to expect."""
     began: float = 0.0
     progress: int | None = None
     beat: Any = None
@@ -271,7 +241,7 @@ class _Pool(Generic[T]):
         for actor in free:
             # A draining node would soon take the item away again.
             if self.waiting and actor.place is not None and actor.place.node not in self.draining:
-                self.assign(actor, self.waiting.popleft())
+                self.assign(actor, self.choose(actor))
             else:
                 self.end(actor)
         coming = [actor for actor in self.actors if not actor.built]
@@ -291,12 +261,26 @@ class _Pool(Generic[T]):
         handle = self.remote.remote(*self.arguments)
         self.actors.append(_Actor(handle, handle.place.remote(), time.monotonic()))
 
+    def choose(self, actor: _Actor[T]) -> _Item[T]:
+        """Take a waiting item for an actor: the one that it expects, else one that none expects, else the first."""
+        chosen = actor.upcoming if actor.upcoming in self.waiting else self.first_unexpected(actor)
+        item = self.waiting[0] if chosen is None else chosen
+        self.waiting.remove(item)
+        return item
+
+    def first_unexpected(self, actor: _Actor[T]) -> _Item[T] | None:
+        """Return the first waiting item that no other actor expects."""
+        expected = [other.upcoming for other in self.actors if other is not actor]
+        return next((item for item in self.waiting if item not in expected), None)
+
     def assign(self, actor: _Actor[T], item: _Item[T]) -> None:
         actor.item, actor.began, actor.moved = item, time.time(), time.monotonic()
+        actor.upcoming = self.first_unexpected(actor)
         label = self.label(item.value)
         fields = {"shard": label, "worker": str(actor.place)}
         _log.debug("%(shard)s: begun on %(worker)s", fields, extra={"verb": self.verb, **fields})
-        actor.waits = actor.handle.run.options(name=f"{self.verb} {label}").remote(item.value, label)
+        upcoming = [actor.upcoming.value] if actor.upcoming is not None else []
+        actor.waits = actor.handle.run.options(name=f"{self.verb} {label}").remote(item.value, label, upcoming)
 
     def end(self, actor: _Actor[T]) -> None:
         import ray
@@ -317,7 +301,11 @@ class _Pool(Generic[T]):
             self.take_death(actor, death)
             return None
         except RayTaskError as error:
-            raise (error.cause or error) from None
+            if not isinstance(error.cause, AttemptFailed):
+                raise (error.cause or error) from None
+            actor.waits, actor.moved = None, time.monotonic()
+            self.put_back(self.take_item(actor, End.DIED))
+            return None
         actor.waits, actor.moved = None, time.monotonic()
         self.roomless_since = time.monotonic()
         if actor.place is None:
@@ -462,23 +450,3 @@ class _Pool(Generic[T]):
         """End all actors."""
         for actor in list(self.actors):
             self.end(actor)
-
-
-def cause_of_death(death: Exception, node: str | None, draining: Container[str]) -> End:
-    """Return why an actor on `node` died, from the error that Ray raised in place of its answer."""
-    from ray.exceptions import ActorUnavailableError, OutOfMemoryError
-
-    text = str(death)  # Ray names some causes by type, others only in the text
-    if getattr(death, "preempted", False) or node in draining:
-        return End.PREEMPTED
-    # Unavailable: Ray cannot reach the actor. Had only its process ended, its node would have reported a death.
-    if isinstance(death, ActorUnavailableError) or "node has died" in text:
-        return End.NODE_LOST
-    if isinstance(death, OutOfMemoryError) or "running low on memory" in text or "NODE_OUT_OF_MEMORY" in text:
-        return End.OUT_OF_MEMORY
-    return End.DIED
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text."""
-    return str(error).splitlines()[0]

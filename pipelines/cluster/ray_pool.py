@@ -5,8 +5,9 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Protocol
 
+from pipelines.cluster.attempts import Outcome
 from pipelines.cluster.placement import Need, await_need
-from pipelines.cluster.pool import Outcome, map_items
+from pipelines.cluster.pool import map_items
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config.settings import Config, PlacedSettings
 from pipelines.storage import Store

@@ -7,7 +7,7 @@ the kinds of artifact whose bytes a setting changes.
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -42,6 +42,22 @@ Seconds = Annotated[float, BeforeValidator(parse_duration)]
 
 WeightsPath = Annotated[str, AfterValidator(os.path.expanduser)]
 """`timm`, or the path of a safetensors file."""
+
+
+def check_batch_size(value: Any) -> Any:
+    """Return a number of images per forward pass, or `auto`, unchanged. Raises ValueError for another value."""
+    number = int(value) if isinstance(value, str) and value.isdigit() else value
+    if number != "auto" and not (type(number) is int and 1 <= number <= MAX_BATCH_SIZE):
+        raise ValueError(f"write a number from 1 to {MAX_BATCH_SIZE}, or auto")
+    return value
+
+
+MAX_BATCH_SIZE = 65_536
+"""Most images per forward pass."""
+BatchSize = Annotated[int | Literal["auto"], BeforeValidator(check_batch_size)]
+"""Images per forward pass, or `auto`."""
+CPU_BATCH_SIZE = 64
+"""Images per forward pass by default, and on a CPU also if `encode.batch_size` is auto."""
 
 
 class Section(BaseModel):
@@ -130,7 +146,7 @@ class DataSettings(Section):
     batch_size: Annotated[int, ChangesResult("model")] = Field(64, ge=2, le=65_536)
     """Images per optimiser step, over all workers (the global batch)."""
     workers: int = Field(2, ge=1, le=256)
-    """Threads per training or encoding process that read and decode images."""
+    """Threads per training, encoding or decode process that read and decode images."""
     cache: ByteSize = Field(ByteSize(1 << 29), ge=0)
     """Memory per training process for decoded images; later epochs do not decode those again."""
     augment: Annotated[Literal["auto", "flip", "crop_flip", "resized_crop", "none"], ChangesResult("model")] = "auto"
@@ -245,18 +261,27 @@ class EncodeSettings(GpuPlacedSettings):
 
     workers: int | None = Field(None, ge=1, le=4096)
     """Encoding processes; unset = one per GPU, or one per CPU where there is no GPU."""
-    batch_size: Annotated[int, ChangesResult("codes")] = Field(64, ge=1, le=65_536)
-    """Images per forward pass; a batch never crosses shards."""
+    batch_size: Annotated[BatchSize, ChangesResult("codes")] = CPU_BATCH_SIZE
+    """Images per forward pass, or auto = the largest power of two that fits the GPU, and 64 on a CPU; begun codes keep
+    their number. A batch never crosses shards."""
     reject_budget: float = Field(0.01, ge=0, le=1)
     """Largest share of rejected samples before the run ends degraded (exit 4)."""
     max_attempts: int = Field(3, ge=1)
     """Attempts at a shard: once so many workers died or hung on it, its samples become rejects."""
     stuck_s: float = Field(600.0, gt=0)
     """Seconds without a decoded image or a finished batch after which a worker counts as hung."""
+    decode_processes: int | None = Field(None, ge=0, le=256)
+    """Processes per encoding worker that read and decode images, with data.workers threads each; 0 = threads of the
+    worker itself; unset = 0 on a CPU, and on a GPU as many as fit into its share of the node's CPUs."""
     carry: Annotated[tuple[str, ...], ChangesResult("codes")] = ()
     """Metadata columns of the samples' JSON to carry into the codes."""
     real_codes: Annotated[bool, ChangesResult("codes")] = False
     """Store the network's outputs beside the codes, one int8 per bit, for `search --rerank`."""
+
+    @property
+    def images_per_pass(self) -> int:
+        """`batch_size` as a number; while it is auto, that of a CPU."""
+        return CPU_BATCH_SIZE if self.batch_size == "auto" else self.batch_size
 
     @field_validator("real_codes")
     @classmethod
@@ -447,6 +472,10 @@ class Config(Section):
     ray: RaySettings = RaySettings()
     store: StoreSettings = StoreSettings()
     run: RunSettings = RunSettings()
+
+    def with_batch_size(self, size: int) -> Self:
+        """Return the settings with this number as `encode.batch_size`."""
+        return self.model_copy(update={"encode": self.encode.model_copy(update={"batch_size": size})})
 
 
 def with_weights(config: Config, change: Callable[[str, str], str]) -> Config:

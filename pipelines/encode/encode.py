@@ -6,6 +6,7 @@ tell which shards are done. The others are encoded, and the manifest is put when
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,13 +18,15 @@ from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import REAL_CODES
 from pipelines.artifacts.versions import list_lost, open_current, publish_next
+from pipelines.cluster.attempts import Outcome
 from pipelines.cluster.metrics import Meter
-from pipelines.cluster.pool import Outcome
 from pipelines.cluster.progress import say_resumed
 from pipelines.cluster.ray_pool import Pool, ray_pool
+from pipelines.cluster.session import kept_ray
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
+from pipelines.encode.batch_size import resolve_batch_size
 from pipelines.encode.job import (
     EncodeJob,
     ShardTask,
@@ -62,7 +65,13 @@ def encode(
 
     Raises Degraded when more than `encode.reject_budget` was rejected, unless `allow_degraded` is set.
     """
-    job = plan_encode(open_current(shards, "shards"), open_artifact(model, "model"), out, config)
+    source, network = open_current(shards, "shards"), open_artifact(model, "model")
+    with kept_ray() if config.encode.batch_size == "auto" else nullcontext():  # its trial and the work share one
+        config = resolve_batch_size(source, network, out, config, pool)
+        return _encode(plan_encode(source, network, out, config), allow_degraded, pool)
+
+
+def _encode(job: EncodeJob, allow_degraded: bool, pool: Pool) -> EncodeResult:
     artifact = find_finished_codes(job)
     status = "done" if artifact is None else "unchanged"
     measured: dict[str, Any] = {}
@@ -71,7 +80,7 @@ def encode(
     totals = artifact.manifest.totals
     return EncodeResult.of(
         artifact,
-        "degraded" if exceeds_reject_budget(totals, config) else status,
+        "degraded" if exceeds_reject_budget(totals, job.config) else status,
         **totals,
         animated=artifact.facts(CodesMeta).animated or None,
         **{name: measured[name] for name in ("images_per_second", "shares") if name in measured},

@@ -16,7 +16,7 @@ from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config
 from pipelines.encode.codes import ENCODER_VERSION
 from pipelines.encode.receipts import read_whole_receipts
-from pipelines.errors import DamagedArtifact
+from pipelines.errors import DamagedArtifact, UsageError
 from pipelines.shards.shards import ShardSet
 from pipelines.storage import Store
 
@@ -76,7 +76,12 @@ class EncodeJob:
 
 
 def plan_encode(shards: Artifact, model: Artifact, out: str, config: Config) -> EncodeJob:
-    """Return the job of an encode, with its fingerprint, inputs and schema."""
+    """Return the job of an encode, with its fingerprint, inputs and schema.
+
+    Raises UsageError while `encode.batch_size` is auto, which `encode` itself turns into a number first.
+    """
+    if config.encode.batch_size == "auto":
+        raise UsageError("encode.batch_size=auto is for encode, its --dry-run and run: write a number")
     settings = {**result_settings(config, "codes"), "encoder": ENCODER_VERSION}
     source, network = shards.facts(ShardsMeta), model.facts(ModelMeta)
     root = source.grown_from or shards.digest  # the same for all versions: grown shards keep their codes in place

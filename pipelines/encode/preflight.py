@@ -10,8 +10,11 @@ import heapq
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
+
+import psutil
 
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.host import allowed_cpus
@@ -19,11 +22,12 @@ from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import open_current
+from pipelines.cluster.attempts import Outcome
 from pipelines.cluster.placement import await_need, room_on_nodes
-from pipelines.cluster.pool import Outcome
-from pipelines.cluster.session import ray_session
+from pipelines.cluster.session import kept_ray, ray_session
 from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
+from pipelines.encode.batch_size import resolve_batch_size
 from pipelines.encode.job import EncodeJob, ShardTask, find_finished_codes, find_missing_work, plan_encode
 from pipelines.encode.workers import ShardEncoder, ShardRun, encode_shards
 from pipelines.errors import WorkFailed, format_count
@@ -72,9 +76,14 @@ def preflight(shards: str, model: str, out: str, config: Config, price: float | 
 
     `price` is the price of one hour of a worker. Raises the errors that `encode` would raise before its first shard.
     """
-    network = open_artifact(model, "model")
-    job = plan_encode(open_current(shards, "shards"), network, out, config)
-    store, opened = Store(out), open_shards(job.shards, job.shards_digest)
+    source, network = open_current(shards, "shards"), open_artifact(model, "model")
+    with kept_ray() if config.encode.batch_size == "auto" else nullcontext():
+        job = plan_encode(source, network, out, resolve_batch_size(source, network, out, config))
+        return _preflight(job, network, price)
+
+
+def _preflight(job: EncodeJob, network: Artifact, price: float | None) -> PreflightResult:
+    store, opened = Store(job.out), open_shards(job.shards, job.shards_digest)
     job.require_root()
     named = {shard.name: shard for shard in opened.shards}
     tasks = [] if find_finished_codes(job) else find_missing_work(store, opened)[2]
@@ -105,6 +114,10 @@ class TrialReceipt(Receipt):
     host: str
     device: str
     cpus: float
+    lanes: int
+    """Threads that decoded, in all processes."""
+    chunk_samples: int
+    """Samples that an object store is asked for at a time; 0 = whole blocks, whatever is in them."""
     bytes: int
     puts: int
 
@@ -123,9 +136,9 @@ class TrialEncoder(ShardEncoder):
         """Encode a shard; return its trial receipt and the figures of its time."""
         with scratch_folder() as folder:
             self.writer = replace(self.job, out=str(folder)).writer()
-            begun, cpu_begun = time.perf_counter(), time.process_time()
+            begun, cpu_begun = time.perf_counter(), _cpu_seconds()
             receipt, figures = super().run(task)
-            wall, cpu = time.perf_counter() - begun, time.process_time() - cpu_begun
+            wall, cpu = time.perf_counter() - begun, _cpu_seconds() - cpu_begun
         assert receipt is not None, "an empty folder holds no better result"
         puts = 1 + len(receipt.parts)
         # The scratch folder is local: add the time of the requests that --out would get.
@@ -133,7 +146,8 @@ class TrialEncoder(ShardEncoder):
         figures |= {"write": figures["write"] + far, "wall": wall + far, "cpu": cpu}
         written = sum(part.bytes for part in receipt.parts) + len(canonical_json(receipt))
         where = {"host": platform.node(), "device": _device(), "cpus": float(allowed_cpus())}
-        return TrialReceipt.model_validate({**dict(receipt), **where, "bytes": written, "puts": puts}), figures
+        how = {"lanes": self.feed.lanes, "chunk_samples": self.feed.chunk_samples}
+        return TrialReceipt.model_validate({**dict(receipt), **where, **how, "bytes": written, "puts": puts}), figures
 
     def _round_trip(self) -> float:
         """Return the seconds of a request to the store at --out, the least of three; a small put takes as long."""
@@ -143,6 +157,15 @@ class TrialEncoder(ShardEncoder):
             self._target.size("manifest.json")
             seconds.append(time.perf_counter() - begun)
         return min(seconds)
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU-seconds of this process and its decode processes so far."""
+    times = [psutil.Process().cpu_times()]
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # it ended
+            times.append(child.cpu_times())
+    return sum(one.user + one.system for one in times)
 
 
 def _device() -> str:
@@ -195,18 +218,18 @@ def _try(job: EncodeJob, opened: ShardSet, tasks: Sequence[ShardTask], most: int
         runs = encode_shards(one, opened, picked, TrialEncoder, _failed, log)
         seconds = time.perf_counter() - begun
     fleet = Fleet(workers, need.gpus, max(1, min(len(rooms), workers)))
-    return _measured(runs, seconds, job.config.data.workers), fleet
+    return _measured(runs, seconds), fleet
 
 
 def _failed(outcome: Outcome[ShardTask]) -> Receipt:
     raise WorkFailed(f"the trial failed, as the encode would: {outcome.error}")
 
 
-def _measured(runs: Sequence[ShardRun], seconds: float, threads: int) -> TrialFigures:
+def _measured(runs: Sequence[ShardRun], seconds: float) -> TrialFigures:
     last, receipts = runs[-1].figures, [run.receipt for run in runs if isinstance(run.receipt, TrialReceipt)]
     rows = int(last["samples"])
     images = sum(int(run.figures["samples"]) for run in runs)
-    spent = {**{step: last[step] for step in STEPS}, "decode": last["decode"] / threads}
+    spent = {**{step: last[step] for step in STEPS}, "decode": last["decode"] / receipts[-1].lanes}
     return TrialFigures(
         shards=len(runs),
         images=images,
@@ -310,8 +333,10 @@ def _traffic(
     tars = [shard.part.bytes for shard in left]
     get = head = put = 0.0
     if not opened.artifact.store.is_local:
-        head += len(left) + 2 * fleet.workers
-        get += sum(map(_blocks, tars)) + (1 + _blocks(index.bytes)) * fleet.workers
+        size = trial.last.chunk_samples
+        chunks = [-(-shard.rows // size) for shard in left] if size else []
+        head += (sum(chunks) if size else len(left)) + 2 * fleet.workers
+        get += (sum(chunks) if size else sum(map(_blocks, tars))) + (1 + _blocks(index.bytes)) * fleet.workers
     if not network.store.is_local:
         get += (1 + len(weights)) * fleet.workers
     if not Store(job.out).is_local:

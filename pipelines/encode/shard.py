@@ -1,9 +1,9 @@
-"""Encodes one shard to codes and rejects, without Ray: the core of every encode."""
+"""The encoding of one shard as bytes: its codes and its rejects as Parquet."""
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,12 @@ from pipelines.artifacts.tables import REJECTS, column_of, columns_of, parquet_b
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.containers.limits import ImageReject
-from pipelines.shards.shards import Record, Shard, ShardSet
+from pipelines.shards.shards import Record, Shard
 
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from pipelines.encode.encoder import Encoded, Encoder  # imports torch, which only a worker needs
+    from pipelines.encode.encoder import Encoded  # imports torch, which only a worker needs
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,9 @@ class ShardCodes:
     """Rows whose picture has several frames; only the first frame is encoded."""
 
 
-def encode_shard(
-    encoder: "Encoder",
-    shards: ShardSet,
-    shard: Shard,
-    schema: pa.Schema,
-    config: Config,
-    advance: Callable[[], None] = lambda: None,
-) -> ShardCodes:
-    """Encode one shard. Always samples = rows + rejected; `advance` is called as images and batches are done."""
+def shard_codes(encoded: "Encoded", shard: Shard, schema: pa.Schema, config: Config) -> ShardCodes:
+    """Return the encoding of a shard as the bytes to put. Always samples = rows + rejected."""
     carried = list(dict.fromkeys(config.encode.carry))
-    samples = shards.read(shard, metadata=bool(carried))
-    settings = config.encode
-    encoded = encoder.encode_samples(samples, settings.batch_size, config.data.workers, advance, settings.real_codes)
     for record, reject in encoded.rejects:
         fields = {"shard": shard.name, "key": record.key, "reason": str(reject.reason)}
         _log.debug("rejected: %(key)s of %(shard)s (%(reason)s)", fields, extra={**fields, "detail": reject.detail})

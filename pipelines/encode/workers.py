@@ -3,8 +3,9 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -12,18 +13,26 @@ from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.tables import Reason, parquet_bytes
 from pipelines.artifacts.words import last_part
+from pipelines.cluster.attempts import End, Outcome
 from pipelines.cluster.metrics import Meter
-from pipelines.cluster.pool import End, Outcome
+from pipelines.cluster.placement import share_of_cpus
 from pipelines.cluster.progress import stage
 from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.encode.job import EncodeJob, ShardTask
 from pipelines.encode.receipts import publish_shard, read_whole_receipt
-from pipelines.encode.shard import ShardCodes, encode_shard, rejects_bytes
+from pipelines.encode.shard import ShardCodes, rejects_bytes, shard_codes
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.shards import Shard, ShardSet, open_shards
 from pipelines.storage import Store
 
+if TYPE_CHECKING:  # they import torch, which only a worker needs
+    from pipelines.encode.encoder import Encoded, Encoding
+    from pipelines.encode.feed import Feed
+
 _log = logging.getLogger(__name__)
+
+LOOK_AHEAD_S = 0.005
+"""Seconds between two looks for a batch of the next shard while the present one is put."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,31 @@ class ShardEncoder:
         self.job, self.progress, self.meter = job, 0, Meter(self.verb)
         self.shards = open_shards(job.shards, job.shards_digest)
         self.encoder = Encoder.open(job.model)
+        self.feed = self._open_feed()
         self.writer = job.writer()
+        self._upcoming: ShardTask | None = None
+        self._ahead: tuple[str, Encoding] | None = None
+        """The expected shard and its encoding, begun while the shard before is being put."""
+
+    def _open_feed(self) -> "Feed":
+        from pipelines.encode.encoder import pin
+        from pipelines.encode.feed import Shaping, ThreadFeed, count_processes
+        from pipelines.encode.process_feed import ProcessFeed
+
+        config, on_gpu = self.job.config, self.encoder.device.type == "cuda"
+        settings = config.encode
+        how = Shaping(self.encoder.preprocess, settings.images_per_pass, config.data.workers, bool(settings.carry))
+        processes = count_processes(config, share_of_cpus(settings) if on_gpu else None)
+        if not processes:
+            return ThreadFeed(self.shards, how, self._advance)
+        feed = ProcessFeed(self.shards, how, processes, self._advance, settings.max_attempts)
+        if on_gpu:
+            pin(feed.ring)
+        return feed
+
+    def expect(self, task: ShardTask) -> None:
+        """Make the shard ready that is likely to follow the next one."""
+        self._upcoming = task
 
     def run(self, task: ShardTask) -> tuple[Receipt | None, dict[str, float]]:
         """Encode a shard and put its part and receipt; return the receipt that won, and the figures of its time.
@@ -71,20 +104,54 @@ class ShardEncoder:
         A shard is not encoded again if it was claimed since it was handed out, by a worker that died right after or by
         another run.
         """
-        shard = self.shards.shard(task.shard)
+        shard, upcoming = self.shards.shard(task.shard), self._upcoming
+        self._upcoming = None
         claimed = read_whole_receipt(self.writer.store, task.receipt)
         if claimed is not None:
             return claimed, {"samples": shard.rows, "rejects": shard.rows - sum(part.rows for part in claimed.codes)}
         with self.meter.busy():
-            done = encode_shard(self.encoder, self.shards, shard, self.job.schema, self.job.config, self._advance)
-            begun = time.perf_counter()
-            receipt = self.publish(task, shard, done)
-            figures = {**done.seconds, "write": time.perf_counter() - begun}
+            encoding = self._encoding(shard)
+            if upcoming is not None:
+                self.feed.expect(self.shards.shard(upcoming.shard))
+            encoded = encoding.finish(self._advance)
+            with ThreadPoolExecutor(1, thread_name_prefix="put") as beside:
+                putting = beside.submit(self._put, task, shard, encoded)
+                if upcoming is not None and self.feed.apart:
+                    self._work_ahead(self.shards.shard(upcoming.shard), putting)
+                done, receipt, write_s = putting.result()
+            figures = {**done.seconds, "write": write_s}
         count_shard(self.meter, shard, done)
         self.meter.count_seconds(figures)
         fields = {"samples": shard.rows, "rejects": done.rejected, "seconds": figures}
         _log.debug("%s: %d images encoded, %d of them rejected", shard.name, shard.rows, done.rejected, extra=fields)
         return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected, "animated": done.animated}
+
+    def _encoding(self, shard: Shard) -> "Encoding":
+        """Return the encoding of a shard: the one that was begun, or a new one."""
+        from pipelines.encode.encoder import Encoding
+
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            if ahead[0] == shard.name:
+                return ahead[1]
+            ahead[1].close()
+        settings = self.job.config.encode
+        return Encoding(self.encoder, self.feed.batches(shard), settings.images_per_pass, settings.real_codes)
+
+    def _work_ahead(self, shard: Shard, putting: "Future[Any]") -> None:
+        """Encode batches of the next shard that are ready, until the present one is put."""
+        encoding = self._encoding(shard)
+        self._ahead = shard.name, encoding
+        while not wait([putting], LOOK_AHEAD_S).done:
+            if self.feed.is_ready(shard):
+                encoding.step()
+
+    def _put(self, task: ShardTask, shard: Shard, encoded: "Encoded") -> tuple[ShardCodes, Receipt | None, float]:
+        """Put an encoded shard; return what was put, the receipt and the seconds of putting."""
+        done = shard_codes(encoded, shard, self.job.schema, self.job.config)
+        begun = time.perf_counter()
+        receipt = self.publish(task, shard, done)
+        return done, receipt, time.perf_counter() - begun
 
     def publish(self, task: ShardTask, shard: Shard, done: ShardCodes) -> Receipt | None:
         """Put the encoded shard and return its receipt; a subclass may return None to put nothing."""

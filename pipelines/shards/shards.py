@@ -253,10 +253,15 @@ def _require_places(table: pa.Table, where: str) -> None:
             raise DamagedArtifact(f"{where} has a member with a negative {name}")
 
 
-def read_samples(store: Store, part: Part, records: Sequence[Record], metadata: bool = False) -> Iterator[Sample]:
-    """Stream `records` of one tar in the order given; missing or altered ones come as damaged samples."""
+def read_samples(
+    store: Store, part: Part, records: Sequence[Record], metadata: bool = False, block: int | None = None
+) -> Iterator[Sample]:
+    """Stream `records` of one tar in the order given; missing or altered ones come as damaged samples.
+
+    An object store is asked for `block` bytes at a time.
+    """
     try:
-        stream = store.open(part.path)
+        stream = store.open(part.path, block)
     except FileNotFoundError:
         yield from (Sample(record, b"", damage=f"{part.path} is missing") for record in records)
         return
@@ -268,6 +273,12 @@ def read_samples(store: Store, part: Part, records: Sequence[Record], metadata: 
             if json_member is not None and damage is None:
                 extra, damage = _read_member(stream, json_member)
             yield Sample(record, b"" if damage else image, extra, damage)
+
+
+def span_bytes(records: Sequence[Record]) -> int:
+    """Return the bytes of a tar from the first member of these records to the end of their last one."""
+    members = [member for record in records for member in record.members]
+    return max(member.offset + member.size for member in members) - min(member.offset for member in members)
 
 
 def _read_member(stream: ObjectStream, member: Member) -> tuple[bytes, str | None]:

@@ -38,7 +38,7 @@ class LocalObjects:
         with self._file(name).open("rb") as stream:
             return stream.read(-1 if limit is None else limit + 1)
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str, block: int | None = None) -> IO[bytes]:
         """Open the file for reading."""
         return self._file(name).open("rb")
 

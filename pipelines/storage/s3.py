@@ -50,9 +50,9 @@ class S3Objects:
             wrong = found
             self._wait(lambda: clock.pause(Transient("what arrives does not match its sha256")))
 
-    def open(self, name: str) -> io.BufferedReader:
-        """Open a stream that holds one block of 8 MiB at a time and survives broken connections."""
-        return io.BufferedReader(_Blocks(self, name, self.size(name)), BLOCK_BYTES)
+    def open(self, name: str, block: int | None = None) -> io.BufferedReader:
+        """Open a stream that holds one block at a time, of 8 MiB or less, and survives broken connections."""
+        return io.BufferedReader(_Blocks(self, name, self.size(name)), min(block or BLOCK_BYTES, BLOCK_BYTES))
 
     def size(self, name: str) -> int:
         """Return the bytes of an object."""

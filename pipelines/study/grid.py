@@ -124,6 +124,8 @@ class Grid:
         if any(config.train.recipe == AUTO for config in cells.values()):
             problem = f"train.recipe = {AUTO!r} would choose other settings on another machine"
             raise ConfigError(f"{problem}: a study names its settings, or takes another recipe")
+        if any(config.encode.batch_size == "auto" for config in cells.values()):
+            raise ConfigError("encode.batch_size = 'auto' would be another number on another machine: write a number")
         _refuse_same(cells, ("model", "rotation", "codes", "report"))
         for group in self.groups:
             found = {c.label: self.config(group, self.seeds[0], c.settings) for c in self.candidates}

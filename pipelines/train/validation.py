@@ -52,7 +52,7 @@ def validation_chance(data: TrainData) -> float:
 def _codes(encoder: Encoder, data: TrainData, mine: Sequence[int], config: Config) -> npt.NDArray[np.uint8]:
     """Encode some validation samples, uint8 (samples, 1 + bytes of a code); the first byte is 1 if there is a code."""
     places = sorted(mine, key=lambda i: data.val_rows[i])
-    encoded = encoder.encode_samples(_val_samples(data, places), config.encode.batch_size, config.data.workers)
+    encoded = encoder.encode_samples(_val_samples(data, places), config.encode.images_per_pass, config.data.workers)
     coded = zip(encoded.kept, encoded.codes, strict=True)
     where = {(sample.record.shard, sample.record.row): code for sample, code in coded}
     rows = np.zeros((len(mine), 1 + encoded.codes.shape[1]), np.uint8)

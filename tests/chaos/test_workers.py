@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from tests.support.encodes import (
     SETTINGS,
     SHARDS,
     Corpus,
+    decoders,
     encode_words,
     encoders,
     held,
@@ -44,6 +46,8 @@ from tests.support.inline import InlinePool
 from tests.support.nodes import cluster_of
 from tests.support.report import SEED, report, scaled
 from tests.support.runs import run_record
+
+Victims = Callable[["subprocess.Popen[str]"], list[psutil.Process]]
 
 pytestmark = pytest.mark.timeout(scaled(300, 3600))
 
@@ -70,14 +74,19 @@ def require_clean(out: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- kills
 
 
-def test_killed_workers_change_no_byte(corpus: Corpus, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("victims", "settings"), [(encoders, ()), (decoders, ("encode.decode_processes=2",))])
+def test_killed_workers_change_no_byte(
+    victims: Victims, settings: tuple[str, ...], corpus: Corpus, tmp_path: Path
+) -> None:
+    """Workers, or the processes that decode for them."""
     rng = random.Random(SEED)
+    more = [word for setting in settings for word in ("--set", setting)]
     runs, kills = scaled(3, 20), scaled(5, 10)
     killed = again = 0
     for number in range(runs):
         out = tmp_path / str(number)
-        with started(encode_words(corpus.shards, corpus.model, out)) as verb:
-            hit = kill_encoders(verb, kills, rng)
+        with started(encode_words(corpus.shards, corpus.model, out, *more)) as verb:
+            hit = kill_some(verb, victims, kills, rng)
             result_of(verb)
         assert hit == kills, f"seed {SEED}: the run ended after {hit} kills"
         assert (out / "manifest.json").read_bytes() == corpus.manifest, f"seed {SEED}, run {number}"
@@ -88,18 +97,26 @@ def test_killed_workers_change_no_byte(corpus: Corpus, tmp_path: Path) -> None:
         assert repeated <= hit, "only a shard whose worker was killed may be begun again"
         require_clean(out)
         killed, again = killed + hit, again + repeated
-    report("R1 killed workers", runs=runs, kills=killed, begun_again=again, lost=0, doubled=0, other_manifests=0)
+    report(
+        f"R1 killed {victims.__name__}",
+        runs=runs,
+        kills=killed,
+        begun_again=again,
+        lost=0,
+        doubled=0,
+        other_manifests=0,
+    )
 
 
-def kill_encoders(verb: subprocess.Popen[str], kills: int, rng: random.Random) -> int:
-    """SIGKILL a random worker that holds a shard, `kills` times, as long as the verb runs."""
+def kill_some(verb: subprocess.Popen[str], victims: Victims, kills: int, rng: random.Random) -> int:
+    """SIGKILL a random one of the victims, `kills` times, as long as the verb runs."""
     hit = 0
     while hit < kills and verb.poll() is None:
         time.sleep(rng.uniform(0.05, 1.5))
-        workers = encoders(verb)
-        if workers:
+        processes = victims(verb)
+        if processes:
             with suppress(psutil.Error):
-                rng.choice(workers).kill()
+                rng.choice(processes).kill()
                 hit += 1
     return hit
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from pipelines.cluster import pool
+from pipelines.cluster.attempts import AttemptFailed, End, Outcome
 from pipelines.cluster.placement import Need
-from pipelines.cluster.pool import End, Outcome
 from pipelines.console import show_log
 from pipelines.errors import ClusterUnavailable, WorkFailed
 
@@ -77,6 +77,51 @@ def test_a_worker_that_dies_costs_an_attempt_and_no_item(
     assert [attempt.end for attempt in found[3].tries] == ["died", "died"]
     assert [attempt.end for attempt in found[2].tries] == ["died", "done"]
     assert all(attempt.began <= attempt.ended and attempt.pid and attempt.host for attempt in found[2].tries)
+
+
+class Sandboxed(First):
+    """A worker that outlives what happens to its items."""
+
+    def dies(self) -> None:
+        raise AttemptFailed("a process of the worker died")
+
+
+def test_a_worker_that_outlives_the_death_of_an_item_goes_on(tmp_path: Path, local_ray: None) -> None:
+    fates = {2: "dies", 3: "dies"}
+    found = by_item(map_items(Sandboxed, (str(tmp_path), fates, (3,)), [1, 2, 3, 4], workers=1, max_attempts=2))
+    assert {item: outcome.result for item, outcome in found.items()} == {1: 1, 2: 4, 3: None, 4: 16}
+    assert [attempt.end for attempt in found[3].tries] == ["died", "died"]
+    assert found[3].error == "3: the worker died, at the last of 2 attempts"
+    assert len({attempt.pid for outcome in found.values() for attempt in outcome.tries}) == 1
+
+
+class Told:
+    """A worker that says what it was told to expect. Item 0 is done only once the items named by `after` are."""
+
+    def __init__(self, folder: str, after: tuple[int, ...]) -> None:
+        self.folder, self.after = Path(folder), after
+        self.expected: int | None = None
+
+    def expect(self, item: int) -> None:
+        self.expected = item
+
+    def run(self, item: int) -> int | None:
+        expected, self.expected = self.expected, None
+        while item == 0 and not all((self.folder / str(other)).exists() for other in self.after):
+            time.sleep(0.01)
+        (self.folder / str(item)).touch()
+        return expected
+
+
+def test_a_worker_is_told_the_item_that_follows(tmp_path: Path, local_ray: None) -> None:
+    found = by_item(map_items(Told, (str(tmp_path), ()), [5, 6, 7], workers=1))
+    assert {item: outcome.result for item, outcome in found.items()} == {5: 6, 6: 7, 7: None}
+
+
+def test_an_expected_item_goes_to_an_idle_worker(tmp_path: Path, local_ray: None) -> None:
+    """The worker with item 0 ends only after all others are done, the one that it expects among them."""
+    found = by_item(map_items(Told, (str(tmp_path), (1, 2, 3, 4)), [0, 1, 2, 3, 4], workers=2))
+    assert found[0].result is not None and found.keys() == {0, 1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("fate", ["sleeps", "holds_the_interpreter"])

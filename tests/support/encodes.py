@@ -86,6 +86,18 @@ def encoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
     return [process for process in found if _parent(process) not in workers]
 
 
+def decoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The decode processes below a verb's workers that are ready; what they share has no name."""
+    found = []
+    with suppress(psutil.Error):
+        for process in psutil.Process(verb.pid).children(recursive=True):
+            with suppress(psutil.Error, OSError):
+                shares = "memfd:hhnet-feed (deleted)" in Path(f"/proc/{process.pid}/maps").read_text()
+                if shares and "pipelines.encode.decoder" in process.cmdline():
+                    found.append(process)
+    return found
+
+
 @contextmanager
 def held(verb: subprocess.Popen[str]) -> Iterator[None]:
     """Stop the workers below a verb or a cluster, which would finish few shards without a head; they end with it."""

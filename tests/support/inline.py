@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.cluster.pool import Outcome
+from pipelines.cluster.attempts import Outcome
 from pipelines.cluster.ray_pool import MapItems, Pool, ray_pool
 
 
@@ -28,10 +28,13 @@ class InlinePool:
         self, worker: Callable[..., Any], worker_args: tuple[Any, ...], items: Sequence[Any], **options: Any
     ) -> Iterator[Outcome[Any]]:
         made = (self.worker or worker)(*worker_args)
-        for item in reversed(items) if self.reverse else items:
+        ordered = list(reversed(items) if self.reverse else items)
+        for number, item in enumerate(ordered):
             if self.fatal(item):
                 yield Outcome(item, None, 3, "all workers died")
                 continue
+            for following in ordered[number + 1 : number + 2] if hasattr(made, "expect") else ():
+                made.expect(following)
             result = made.run(item)
             self.done.append(item)
             yield Outcome(item, result, 1)

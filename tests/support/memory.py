@@ -23,7 +23,7 @@ class MemoryObjects:
         except KeyError:
             raise FileNotFoundError(name) from None
 
-    def open(self, name: str) -> io.BytesIO:
+    def open(self, name: str, block: int | None = None) -> io.BytesIO:
         return io.BytesIO(self.read(name))
 
     def size(self, name: str) -> int:

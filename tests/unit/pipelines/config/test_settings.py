@@ -181,6 +181,7 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
             "encode.reject_budget",
             "encode.max_attempts",
             "encode.stuck_s",
+            "encode.decode_processes",
             "index.workers",
             "search.k",
             "search.workers",

@@ -72,6 +72,10 @@ def test_the_small_study_is_what_it_says() -> None:
     [
         (("data.image_size = 32", "data.image_sise = 32"), "unknown setting data.image_sise: did you mean"),
         (("[16, 32]", "[]"), "axes: model.bits is empty"),
+        (
+            ("data.image_size = 32", 'data.image_size = 32\nencode.batch_size = "auto"'),
+            "encode.batch_size = 'auto' would be another number on another machine: write a number",
+        ),
         (("[16, 32]", "16"), "axes: model.bits is 16: give a list"),
         (("[16, 32]", "[16, 12]"), "model.bits = 12: must be a multiple of 8"),
         (("[16, 32]", "[16, 16]"), "axes: model.bits has a value twice"),
