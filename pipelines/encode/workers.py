@@ -178,7 +178,7 @@ def encode_shards(
     settings = job.config.encode
     total = sum(rows[task.shard] for task in tasks)
     name = f"{worker.verb}: {last_part(job.out)}"
-    with pool(Store(job.out), job.config, settings) as map_items, stage(name, total, "images") as advance:
+    with stage(name, total, "images") as advance, pool(Store(job.out), job.config, settings) as map_items:
         begun = time.monotonic()
         done = 0
         outcomes = map_items(
