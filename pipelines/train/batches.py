@@ -64,8 +64,8 @@ def views_of(config: Config, views: int) -> list[View]:
 def least_side_of(config: Config) -> int:
     """Return the length that the shorter side of a JPEG keeps when it is decoded at a smaller scale; 0 = no such scale.
 
-    All views are cut from one decoding, and a random window is a part of the image: so that both sides of the smallest
-    window keep twice the length they are resampled to, "resized_crop" needs twice as many pixels as the centre does.
+    All views are cut from one decoding, and a random window is a part of the image. So that both sides of the smallest
+    window keep twice the length they are resampled to, "resized_crop" needs about twice the side that the centre does.
     """
     preprocess = preprocess_of(config)
     if config.data.decode == "exact" or _strong_kind(config) != "resized_crop":
