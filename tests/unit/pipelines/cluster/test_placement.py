@@ -9,8 +9,10 @@ from pipelines.cluster.placement import (
     explain_shortage,
     format_amounts,
     label_matches,
+    share_of_cpus,
     widen_need,
 )
+from pipelines.config.loading import load_config
 
 
 def node(cpus: float, gpus: float = 0, free: float | None = None, **more: object) -> Node:
@@ -92,3 +94,28 @@ def test_a_shortage_says_what_was_asked_what_there_is_what_is_in_use_and_what_to
         "in use are 2 CPU; wait for what runs there"
     )
     assert format_amounts({}) == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("mine", "there", "sets", "share"),
+    [(1, 4, [], 4.0), (0.5, 2, [], 4.0), (1, 1, [], 16.0), (0, 0, [], 16.0), (1, 4, ["encode.cpus=6"], 6.0)],
+)
+def test_a_worker_has_its_gpus_share_of_the_cpus_that_it_may_use(
+    mine: float, there: float, sets: list[str], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node says 64 CPUs; its control groups allow 16."""
+    import ray
+
+    class Context:
+        def get_assigned_resources(self) -> dict[str, float]:
+            return {"CPU": 1, "GPU": mine}
+
+        def get_node_id(self) -> str:
+            return "here"
+
+    nodes = [{"NodeID": name, "Resources": {"CPU": 64, "GPU": gpus}} for name, gpus in (("far", 8), ("here", there))]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get_runtime_context", Context)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr("pipelines.cluster.placement.allowed_cpus", lambda: 16)
+    assert share_of_cpus(load_config(sets=sets).encode) == share
