@@ -153,7 +153,14 @@ def test_conventions_that_agree_are_folded(tmp_path):
     assert "to three digits all of them give 1.000." in page and "<summary>Every convention</summary>" in page
     q, database = sets(tmp_path / "other")
     cut = evaluate(q, database, str(tmp_path / "r"), config(at=10)).as_json()
-    assert "<summary>Every convention" not in page_of(cut)
+    page = page_of(cut)
+    assert "<summary>Every convention" not in page
+    # On a phone, where the row of heads is not shown, each cell has its own.
+    (table,) = re.findall('<table class="words stacked">(.*?)</table>', page, re.S)
+    heads = re.findall('<th scope="col">(.*?)</th>', table)
+    cells = [re.findall('<td data-head="(.*?)">', row) for row in table.split("<tr>")[2:]]
+    assert len(heads) == 6 and len(cells) > 3 and all(row == heads for row in cells)
+    assert ".stacked td::before { content: attr(data-head)" in page
 
 
 def test_bounds_of_ties_and_both_levels_of_chance_are_told_apart(tmp_path):
