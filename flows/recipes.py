@@ -10,11 +10,15 @@ from pipelines.config.loading import config_from, load_config, load_tree, merge_
 from pipelines.config.settings import Config
 from pipelines.errors import InputError
 from pipelines.shards.containers import SUFFIXES
+from pipelines.shards.containers.limits import ImageReject
+from pipelines.shards.images import decode_image
 from pipelines.train.fit import HEADERS_READ, usual_side
 
 RECIPE = Path(__file__).parent / "demo.toml"
 TRAIN_SHARE = 0.8
 """Share of the user's images that train; the others are queries."""
+EXAMPLES_TRIED = 20
+"""Images of which the first readable one is the demo's example of a search."""
 REJECT_BUDGET = 0.1
 """Share of the user's images that may be unreadable before their demo ends: few of them must not cost a training."""
 
@@ -56,7 +60,16 @@ def probe_images(folder: str) -> Probe:
         raise InputError(f"{root} holds no images ({', '.join(SUFFIXES)}): --data wants one folder per class")
     if all(path.parent == root for path in found):
         raise InputError(f"{root} holds no folders of classes, and training needs classes: sort its images into some")
-    return Probe(len(found), usual_side(found[:: max(1, len(found) // HEADERS_READ)]), found[0])
+    example = next((path for path in found[:EXAMPLES_TRIED] if _is_readable(path)), found[0])
+    return Probe(len(found), usual_side(found[:: max(1, len(found) // HEADERS_READ)]), example)
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        decode_image(path.read_bytes())
+    except (OSError, ImageReject):
+        return False
+    return True
 
 
 def _images(root: Path) -> Iterator[Path]:

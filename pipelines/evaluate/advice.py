@@ -33,8 +33,7 @@ def _findings(figures: ReportFigures, card: ModelCard | None) -> Iterator[str]:
         yield f"{problem}: look at {pictures} for wrong labels, or add training images."
     history = card.history if card else ()
     if _still_rising(history):
-        recipe = f"--recipe {card.config.train.recipe} " if card and card.config.train.recipe else ""
-        longer = f"train for longer, to another --out, for example with {recipe}--epochs {2 * len(history)}"
+        longer = f"train for longer, to another --out, for example with --set train.epochs={2 * len(history)}"
         yield f"The validation mAP still rose at the end of the training: {longer}."
     worst = next(iter(figures.confusion.most), None)
     if worst is not None and worst.share >= MIN_CONFUSION:

@@ -47,7 +47,7 @@ def format_speed(images: float) -> str:
 def _faster(config: Config) -> str:
     """Return what to try if a training takes too long on a CPU."""
     if config.train.recipe == AUTO:
-        return f"try `--recipe {AUTO} --set data.image_size=32 --epochs 1` with another --out, fewer images, or a GPU"
+        return "try `--set data.image_size=32 --set train.epochs=1` with another --out, fewer images, or a GPU"
     return (
         f"try `--recipe {AUTO}` with another --out and without your settings of data, model and train, since it fits "
         "them to this machine"
