@@ -77,7 +77,7 @@ def test_a_first_training_without_settings_tells_what_it_took_and_each_epoch(sha
         assert re.fullmatch(rf"epoch {number}/2: {told}", line)
     assert len(epochs) == 2
     bars = [line for line in lines if line.startswith("train: ")]
-    bar = r"train: 2/2 steps in \d+ (s|min).*  epoch 2/2  mAP [01]\.\d{3}  loss \d+\.\d{4}  [\d.,]+ images/s"
+    bar = r"train: 2/2 steps in \d+ (s|min).*  epoch 2/2  mAP [01]\.\d{4}  loss \d+\.\d{4}  [\d.,]+ images/s"
     assert re.fullmatch(bar, bars[-1]), done.stderr
     assert {part.suffix for part in out.glob("parts/learning_curve-*")} == {".csv", ".png"}
 
