@@ -42,8 +42,8 @@ Squares = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a decode process needs to know: the shared memory and its shape, and how samples become squares."""
+class DecodeTask:
+    """Facts that a decode process begins with: the shared memory and its shape, and how samples become squares."""
 
     memory: int
     """File descriptor of the shared memory."""
@@ -56,7 +56,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Answer:
+class DecodedChunk:
     """What became of a chunk: by place in it, the rejects as (reason, detail), the animated ones and the metadata."""
 
     rejects: Mapping[int, tuple[Reason, str]]
@@ -66,7 +66,7 @@ class Answer:
     decode_s: float
 
 
-def task_line(task: Task) -> str:
+def task_line(task: DecodeTask) -> str:
     """Write the first line that a decode process gets."""
     return json.dumps(asdict(task)) + "\n"
 
@@ -77,7 +77,7 @@ def chunk_line(store: Store, part: Part, records: Sequence[Record], first: int) 
     return json.dumps({"store": store.uri, "part": part.model_dump(), "samples": samples, "first": first}) + "\n"
 
 
-def parse_answer(line: str) -> Answer | tuple[str, str]:
+def parse_answer(line: str) -> DecodedChunk | tuple[str, str]:
     """Return the answer of a decode process, or the class and the text of the error that it met."""
     said = json.loads(line)
     if "error" in said:
@@ -85,7 +85,7 @@ def parse_answer(line: str) -> Answer | tuple[str, str]:
         return str(name), str(text)
     rejects = {int(place): (Reason(reason), str(detail)) for place, (reason, detail) in said["rejects"].items()}
     metadata = [None if data is None else base64.b64decode(data) for data in said["metadata"]]
-    return Answer(rejects, frozenset(said["animated"]), metadata, float(said["read"]), float(said["decode"]))
+    return DecodedChunk(rejects, frozenset(said["animated"]), metadata, float(said["read"]), float(said["decode"]))
 
 
 # ------------------------------------------------------------------------------------------------- in the process

@@ -22,7 +22,7 @@ import numpy as np
 
 from pipelines import errors
 from pipelines.cluster.attempts import AttemptFailed
-from pipelines.encode.decoder import BEGUN, READY, Answer, Task, chunk_line, parse_answer, task_line
+from pipelines.encode.decoder import BEGUN, READY, DecodedChunk, DecodeTask, chunk_line, parse_answer, task_line
 from pipelines.encode.feed import Collected, Fed, Shaping
 from pipelines.errors import HHNetError, WorkFailed
 from pipelines.shards.containers.limits import ImageReject
@@ -75,7 +75,7 @@ class _Chunk:
 class _Child:
     """A decode process. It is a child of the thread that makes it, and dies with this thread."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: DecodeTask) -> None:
         path = os.pathsep.join(filter(None, sys.path))
         self.process = subprocess.Popen(
             # -P: a module in the present folder must not take the place of one of ours.
@@ -147,7 +147,7 @@ class ProcessFeed:
         size = int(np.prod(shape))
         memory = _nameless_memory(size)
         self.ring = np.frombuffer(mmap.mmap(memory, size), np.uint8).reshape(shape)
-        self._task = Task(memory, shape, shaping.preprocess.to_dict(), shaping.threads, shaping.metadata)
+        self._task = DecodeTask(memory, shape, shaping.preprocess.to_dict(), shaping.threads, shaping.metadata)
         self._changed = threading.Condition()
         self._readings: list[_Reading] = []
         self._free = list(range(batches))
@@ -327,7 +327,7 @@ class ProcessFeed:
                 child.begun = False
                 self._note(child.chunks.popleft(), answer)
 
-    def _answer(self, child: _Child) -> Answer | tuple[str, str] | None:
+    def _answer(self, child: _Child) -> DecodedChunk | tuple[str, str] | None:
         """Return the next answer of a process; None once it has ended or says what is no answer."""
         line = child.receive()
         if line == BEGUN:
@@ -384,7 +384,7 @@ class ProcessFeed:
             return _Chunk(reading, start, reading.cut, reading.places[number] * self._batch_size + offset)
         return None
 
-    def _note(self, chunk: _Chunk, answer: Answer | tuple[str, str]) -> None:
+    def _note(self, chunk: _Chunk, answer: DecodedChunk | tuple[str, str]) -> None:
         """Note what became of a chunk."""
         reading = chunk.reading
         reading.held -= 1

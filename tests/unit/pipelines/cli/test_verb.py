@@ -138,7 +138,8 @@ def test_a_job_writes_its_outcome_as_a_record(shards: str, tmp_path: Path) -> No
         if code == 0:
             assert outcome["result"]["uri"] == shards
             stages = [record for record in records[:-1] if record is not None]
-            assert {record["stage"] for record in stages} == {"verify: shards"} and stages[-1]["done"] == stages[-1]["total"]
+            assert {record["stage"] for record in stages} == {"verify: shards"}
+            assert stages[-1]["done"] == stages[-1]["total"]
         else:
             assert outcome == {"error": done.stderr.removeprefix("hhnet: ").rstrip("\n"), "code": 2}
 
