@@ -31,15 +31,14 @@ def is_root(store: Store) -> bool:
     return store.size("identity.json") is not None or store.size("manifest.json") is not None
 
 
-def list_roots(store: Store, most: int | None = None) -> list[str]:
-    """Return the places one or two folders below `store` where artifacts were begun; look into `most` folders each."""
+def list_roots(store: Store, most: int | None = None, levels: int = 2) -> list[str]:
+    """Return the places, up to `levels` folders below `store`, where artifacts were begun; look into `most` of each."""
     folders = [name for name in store.folders() if name not in OWN_FOLDERS][:most]
     checked = map_in_order(lambda name: is_root(store.child(name)), folders)
     found: list[str] = []
     for name, there in zip(folders, checked, strict=True):
-        below = [] if there else [f"{name}/{one}" for one in store.folders(name)[:most]]
-        nested = map_in_order(lambda name: is_root(store.child(name)), below)
-        found += [name] if there else [one for one, is_one in zip(below, nested, strict=True) if is_one]
+        below = list_roots(store.child(name), most, levels - 1) if levels > 1 and not there else []
+        found += [name] if there else [f"{name}/{one}" for one in below]
     return found
 
 

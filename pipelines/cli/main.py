@@ -32,6 +32,9 @@ from pipelines.config.settings import Config
 from pipelines.errors import UsageError
 from pipelines.storage import Store
 
+LEVELS_BELOW = 5
+"""Folders below a given one in which `verify` and `rejects` look for artifacts."""
+
 app = typer.Typer(
     name="hhnet",
     help="Learn compact binary codes for images, encode a corpus on Ray, and search it by Hamming distance.",
@@ -214,7 +217,7 @@ def rejects_command(uri: Annotated[str, typer.Argument(help="Codes or shards.", 
     from pipelines.verify.rejects import list_rejects, list_rejects_below
 
     store = Store(uri)
-    below = [] if is_root(store) else list_roots(store)
+    below = [] if is_root(store) else list_roots(store, levels=LEVELS_BELOW)
     return list_rejects_below(uri, below) if below else list_rejects(uri)
 
 
@@ -252,7 +255,7 @@ def verify_command(flags: VerifyFlags, settings: Config) -> Result:
 
     if flags.for_run is None:
         store = Store(flags.uri)
-        if not (is_root(store) or flags.shards or flags.model) and (below := list_roots(store)):
+        if not (is_root(store) or flags.shards or flags.model) and (below := list_roots(store, levels=LEVELS_BELOW)):
             return verify_folder(flags.uri, below)
         return verify(flags.uri, shards=flags.shards, model=flags.model)
     if flags.shards or flags.model:

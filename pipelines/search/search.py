@@ -116,10 +116,9 @@ def _in_words(entry: Mapping[str, Any]) -> str:
     for rank, found in enumerate(entry["neighbours"], start=1):
         score = {"score": f"{found['score']:.4f}"} if "score" in found else {}
         rows.append({"rank": rank, **score, **{name: found[name] for name in ("distance", "labels", "key")}})
-    distances = {row["distance"] for row in rows}
-    tie = (
-        ["  all equally near, so in the order of ids; others may be as near"] if len(rows) > len(distances) == 1 else []
-    )
+    distances = {row["distance"] for row in rows if "score" not in row}
+    tied = len(rows) > len(distances) == 1
+    tie = ["  all equally near, so in the order of ids; others may be as near"] if tied else []
     return "\n".join([f"query {entry['query']}", *(format_table(rows) or ["  no neighbours"]), *tie])
 
 

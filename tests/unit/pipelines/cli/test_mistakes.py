@@ -199,6 +199,7 @@ def test_a_folder_of_artifacts_is_verified_whole_and_its_damage_named(root: Path
     for name in ("codes/train", "codes/query", "shards/train", "shards/query", "model-train", "index"):
         assert f"\n  {name} " in valid.stdout
     shutil.copytree(root, tmp_path / "made")
+    assert "\n  made/codes/train " in hhnet("verify", tmp_path).stdout  # deeper folders too
     (part, *_) = (tmp_path / "made" / "index" / "parts").iterdir()
     part.write_bytes(b"other bytes")
     (tmp_path / "made" / "codes" / "query" / "manifest.json").unlink()
