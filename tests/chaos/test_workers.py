@@ -74,21 +74,24 @@ def require_clean(out: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- kills
 
 
-@pytest.mark.parametrize(("victims", "settings"), [(encoders, ()), (decoders, ("encode.decode_processes=2",))])
+@pytest.mark.parametrize(
+    ("victims", "settings", "wait_s"), [(encoders, (), 1.5), (decoders, ("encode.decode_processes=2",), 0.1)]
+)
 def test_killed_workers_change_no_byte(
-    victims: Victims, settings: tuple[str, ...], corpus: Corpus, tmp_path: Path
+    victims: Victims, settings: tuple[str, ...], wait_s: float, corpus: Corpus, tmp_path: Path
 ) -> None:
-    """Workers, or the processes that decode for them."""
+    """Workers, or the processes that decode for them, which are back sooner: so they are killed after shorter waits."""
     rng = random.Random(SEED)
     more = [word for setting in settings for word in ("--set", setting)]
     runs, kills = scaled(3, 20), scaled(5, 10)
-    killed = again = 0
-    for number in range(runs):
+    killed = again = number = 0
+    while killed < runs * kills:  # a run may end before the last of its kills
+        number += 1
         out = tmp_path / str(number)
         with started(encode_words(corpus.shards, corpus.model, out, *more)) as verb:
-            hit = kill_some(verb, victims, kills, rng)
+            hit = kill_some(verb, victims, kills, rng, wait_s)
             result_of(verb)
-        assert hit == kills, f"seed {SEED}: the run ended after {hit} kills"
+        assert hit, f"seed {SEED}: run {number} ended before the first kill"
         assert (out / "manifest.json").read_bytes() == corpus.manifest, f"seed {SEED}, run {number}"
         assert lost_and_doubled(corpus, out) == (0, 0)
         shards = run_record(out)["shards"]
@@ -99,7 +102,7 @@ def test_killed_workers_change_no_byte(
         killed, again = killed + hit, again + repeated
     report(
         f"R1 killed {victims.__name__}",
-        runs=runs,
+        runs=number,
         kills=killed,
         begun_again=again,
         lost=0,
@@ -108,11 +111,13 @@ def test_killed_workers_change_no_byte(
     )
 
 
-def kill_some(verb: subprocess.Popen[str], victims: Victims, kills: int, rng: random.Random) -> int:
-    """SIGKILL a random one of the victims, `kills` times, as long as the verb runs."""
+def kill_some(
+    verb: subprocess.Popen[str], victims: Victims, kills: int, rng: random.Random, wait_s: float = 1.5
+) -> int:
+    """SIGKILL a random one of the victims, `kills` times, after waits of up to `wait_s`, as long as the verb runs."""
     hit = 0
     while hit < kills and verb.poll() is None:
-        time.sleep(rng.uniform(0.05, 1.5))
+        time.sleep(rng.uniform(0.05, wait_s))
         processes = victims(verb)
         if processes:
             with suppress(psutil.Error):
@@ -160,14 +165,17 @@ def test_a_killed_driver_is_resumed_without_encoding_a_finished_shard_again(corp
 
 def test_four_workers_change_no_byte(corpus: Corpus, tmp_path: Path) -> None:
     """Two of them made what is compared with. Four do not fit on two cores, but on four nodes of one CPU each."""
-    out, workers, most = tmp_path / "codes", 4, 0
-    with cluster_of(*[1] * workers) as cluster, joined(corpus, cluster, out, "--workers", str(workers)) as verb:
-        while verb.poll() is None:
-            most = max(most, len(encoders(cluster.process)))
-            time.sleep(0.05)
-        result_of(verb)
+    workers, most, tries = 4, 0, 0
+    while most < workers and tries < 3:  # the work may be done before the last worker has started
+        tries += 1
+        out = tmp_path / str(tries)
+        with cluster_of(*[1] * workers) as cluster, joined(corpus, cluster, out, "--workers", str(workers)) as verb:
+            while verb.poll() is None:
+                most = max(most, len(encoders(cluster.process)))
+                time.sleep(0.05)
+            result_of(verb)
+        assert (out / "manifest.json").read_bytes() == corpus.manifest
     assert most == workers
-    assert (out / "manifest.json").read_bytes() == corpus.manifest
     report("P1 workers", workers=workers, other_manifests=0)
 
 
