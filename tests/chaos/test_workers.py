@@ -49,7 +49,7 @@ from tests.support.runs import run_record
 
 Victims = Callable[["subprocess.Popen[str]"], list[psutil.Process]]
 
-pytestmark = pytest.mark.timeout(scaled(300, 3600))
+pytestmark = pytest.mark.timeout(scaled(480, 3600))
 
 
 def lost_and_doubled(corpus: Corpus, out: Path) -> tuple[int, int]:
