@@ -159,7 +159,7 @@ class _Decoder:
         self._answers.flush()
 
 
-def main() -> None:
+def run_decoder() -> None:
     """Decode what standard input asks for, until it ends."""
     if sys.platform == "linux":  # a decoder that hangs and holds the interpreter lock would not see the input end
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -179,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_decoder()

@@ -61,10 +61,14 @@ def list_rejects(uri: str) -> RejectsResult:
 
 
 def list_rejects_below(uri: str, names: Iterable[str]) -> RejectsResult:
-    """List the rejects and skips of the codes and shards `names` below `uri`, each row with the artifact's name."""
-    found = [
-        (name, list_rejects(f"{uri}/{name}")) for name in names if read_identity(Store(f"{uri}/{name}"))[0] in _KINDS
-    ]
+    """List the rejects and skips of the codes and shards `names` below `uri`, each row with the artifact's name.
+
+    Shards that were begun and not published have no skips yet, and are passed over.
+    """
+    kinds = {name: read_identity(Store(f"{uri}/{name}"))[0] for name in names}
+    shards = [name for name, kind in kinds.items() if kind == "shards" and _is_published(uri, name)]
+    having = [name for name, kind in kinds.items() if kind == "codes" or name in shards]
+    found = [(name, list_rejects(f"{uri}/{name}")) for name in having]
     reasons: Counter[str] = Counter()
     for _, one in found:
         reasons.update(one.reasons)
@@ -77,6 +81,10 @@ def list_rejects_below(uri: str, names: Iterable[str]) -> RejectsResult:
         reasons=dict(reasons.most_common()),
         rows=[{"artifact": name, **row} for name, one in found for row in one.rows],
     )
+
+
+def _is_published(uri: str, name: str) -> bool:
+    return Store(f"{uri}/{name}").size("manifest.json") is not None
 
 
 def parts_of_codes(store: Store) -> list[Part]:

@@ -216,6 +216,14 @@ def test_rejects_of_a_folder_are_those_of_all_its_codes_and_shards(root: Path) -
     assert {row["artifact"].split("/")[0] for row in found["rows"]} == {"codes", "shards"}
 
 
+def test_shards_that_were_only_begun_do_not_hide_the_rejects_beside_them(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "codes", tmp_path / "codes")
+    shutil.copytree(root / "shards" / "train", tmp_path / "shards")
+    (tmp_path / "shards" / "manifest.json").unlink()
+    found = json.loads(hhnet("rejects", tmp_path, "--json").stdout)
+    assert found["reasons"] == {"not_an_image": 1}
+
+
 def test_rejects_that_keep_codes_from_being_published_are_listed(root: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     write_folder(photos, classes=2, per_class=4)
