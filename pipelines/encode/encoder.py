@@ -175,26 +175,41 @@ class Encoding:
         self._begun: tuple[Callable[[], Coded], Fed] | None = None
 
     def step(self) -> bool:
-        """Begin the next batch, then take the codes of the one before; return False at the end of the shard.
+        """Begin the next batch, then take the codes of the one before; return False where no batch is left to begin.
 
         So a GPU has the next batch to work on while this process takes the codes.
         """
         try:
             fed = next(self._batches, None)
+            if fed is None:
+                return False
+            self._note(fed)
+            if len(fed.squares):
+                started = time.perf_counter()
+                begun = self._encoder.begin(fed.squares, self._batch_size, self._real_codes), fed
+                before, self._begun = self._begun, begun
+                self._take(before)
+                self._clock["forward"] += time.perf_counter() - started
+        except BaseException:
+            self.close()
+            raise
+        return True
+
+    def finish(
+        self, advance: Callable[[], None] = lambda: None, meanwhile: Callable[[], None] = lambda: None
+    ) -> Encoded:
+        """Encode to the end of the shard; call `advance` after each batch, and `meanwhile` while the last one runs."""
+        while self.step():
+            advance()
+        try:
+            meanwhile()
             started = time.perf_counter()
-            before, self._begun = self._begun, None if fed is None else self._begin(fed)
-            if before is not None:
-                self._take(*before)
+            last, self._begun = self._begun, None
+            self._take(last)
             self._clock["forward"] += time.perf_counter() - started
         except BaseException:
             self.close()
             raise
-        return fed is not None
-
-    def finish(self, advance: Callable[[], None] = lambda: None) -> Encoded:
-        """Encode to the end of the shard; call `advance` after each batch."""
-        while self.step():
-            advance()
         encoded = self._encoded
         encoded.codes, encoded.real_codes = np.concatenate(self._codes), np.concatenate(self._quantised)
         return encoded
@@ -209,20 +224,23 @@ class Encoding:
         if isinstance(self._batches, Generator):
             self._batches.close()
 
-    def _begin(self, fed: Fed) -> tuple[Callable[[], Coded], Fed] | None:
+    def _note(self, fed: Fed) -> None:
         encoded = self._encoded
         encoded.kept += fed.kept
         encoded.rejects += fed.rejects
         encoded.animated += fed.animated
         for name, seconds in fed.seconds.items():
             self._clock[name] += seconds
-        if not len(fed.squares):
-            return None
-        return self._encoder.begin(fed.squares, self._batch_size, self._real_codes), fed
 
-    def _take(self, wait: Callable[[], Coded], fed: Fed) -> None:
-        codes, quantised = wait()
-        fed.free()
+    def _take(self, begun: tuple[Callable[[], Coded], Fed] | None) -> None:
+        """Wait for the codes of a batch that was begun, if there is one."""
+        if begun is None:
+            return
+        wait, fed = begun
+        try:
+            codes, quantised = wait()
+        finally:
+            fed.free()
         self._codes.append(codes)
         if quantised is not None:
             self._quantised.append(quantised)

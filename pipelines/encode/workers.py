@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -113,11 +114,10 @@ class ShardEncoder:
             encoding = self._encoding(shard)
             if upcoming is not None:
                 self.feed.expect(self.shards.shard(upcoming.shard))
-            encoded = encoding.finish(self._advance)
+            encoded = encoding.finish(self._advance, partial(self._begin_ahead, upcoming))
             with ThreadPoolExecutor(1, thread_name_prefix="put") as beside:
                 putting = beside.submit(self._put, task, shard, encoded)
-                if upcoming is not None and self.feed.apart:
-                    self._work_ahead(self.shards.shard(upcoming.shard), putting)
+                self._work_ahead(putting)
                 done, receipt, write_s = putting.result()
             figures = {**done.seconds, "write": write_s}
         count_shard(self.meter, shard, done)
@@ -138,13 +138,24 @@ class ShardEncoder:
         settings = self.job.config.encode
         return Encoding(self.encoder, self.feed.batches(shard), settings.images_per_pass, settings.real_codes)
 
-    def _work_ahead(self, shard: Shard, putting: "Future[Any]") -> None:
+    def _begin_ahead(self, upcoming: ShardTask | None) -> None:
+        """Begin the next shard while the last batch of the present one runs, so that a GPU does not wait."""
+        if upcoming is not None and self.feed.apart:
+            shard = self.shards.shard(upcoming.shard)
+            self._ahead = shard.name, self._encoding(shard)
+            self._step_ahead()
+
+    def _step_ahead(self) -> bool:
+        """Encode a batch of the next shard if one is ready; tell whether it was."""
+        if self._ahead is None or not self.feed.is_ready(self.shards.shard(self._ahead[0])):
+            return False
+        return self._ahead[1].step()
+
+    def _work_ahead(self, putting: "Future[Any]") -> None:
         """Encode batches of the next shard that are ready, until the present one is put."""
-        encoding = self._encoding(shard)
-        self._ahead = shard.name, encoding
-        while not wait([putting], LOOK_AHEAD_S).done:
-            if self.feed.is_ready(shard):
-                encoding.step()
+        while not putting.done():
+            if not self._step_ahead():
+                wait([putting], LOOK_AHEAD_S)
 
     def _put(self, task: ShardTask, shard: Shard, encoded: "Encoded") -> tuple[ShardCodes, Receipt | None, float]:
         """Put an encoded shard; return what was put, the receipt and the seconds of putting."""

@@ -1,6 +1,6 @@
 """How much of a network's speed an encode keeps: beside a pretended accelerator, and of the bare forward pass.
 
-    python -m tests.bench.feed [--images 2048] [--rates 500 1000 2000 5000] [--verb 0]
+    python -m tests.bench.feed [--images 4096] [--rates 500 1000 2000 5000] [--verb 0]
 
 A pretended accelerator takes batch / rate seconds for a batch, one batch after the other, and holds no lock meanwhile,
 as a GPU does. It stands for the network in the worker of an encode, with everything else as it is: photographs of
@@ -91,13 +91,15 @@ def opened(shards: str, model: str, out: Path, way: str) -> ShardEncoder:
 
 
 def rate_of(worker: ShardEncoder, work: Callable[[int], object]) -> float:
-    """Images a second of `work` on shard after shard; the first one, in which processes start, is left out."""
-    shards = worker.shards.shards
-    begun = 0.0
+    """Images a second of `work` on shard after shard, from the end of the first to the end of the last but one.
+
+    The first is left out since processes start in it, the last since it does not begin another one ahead.
+    """
+    shards, ends = worker.shards.shards, []
     for number in range(len(shards)):
         work(number)
-        begun = begun or time.perf_counter()
-    return sum(shard.rows for shard in shards[1:]) / (time.perf_counter() - begun)
+        ends.append(time.perf_counter())
+    return sum(shard.rows for shard in shards[1:-1]) / (ends[-2] - ends[0])
 
 
 def decode_limit(worker: ShardEncoder) -> float:
@@ -206,7 +208,7 @@ if __name__ == "__main__":
         bare(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
         sys.exit()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2048, help="photographs; 0 = leave this out")
+    parser.add_argument("--images", type=int, default=4096, help="photographs; 0 = leave this out")
     parser.add_argument("--rates", type=float, nargs="+", default=[500.0, 1000.0, 2000.0, 5000.0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--verb", type=int, default=0, help="small images for the verb; 0 = leave this out")

@@ -12,15 +12,20 @@ import torch
 
 from hhnet.codes import pack_bits, sign_bits
 from hhnet.preprocess import Preprocess
+from pipelines.artifacts.manifest import open_artifact
 from pipelines.cluster.attempts import AttemptFailed
 from pipelines.config.loading import load_config
-from pipelines.encode.encoder import pack_on_device
+from pipelines.encode.decoder import Squares
+from pipelines.encode.encoder import Coded, pack_on_device
 from pipelines.encode.feed import Fed, Feed, Shaping, ThreadFeed, count_processes
+from pipelines.encode.job import ShardTask, plan_encode
 from pipelines.encode.process_feed import ProcessFeed
+from pipelines.encode.workers import ShardEncoder
 from pipelines.errors import WorkFailed
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import ShardSet, open_shards
 from tests.support.corpus import Corpus
+from tests.support.models import write_model
 from tests.support.pictures import animated_gif, truncated_jpeg, write_folder
 from tests.support.poison import HOLDS, KILLS, write_hook
 
@@ -121,6 +126,41 @@ def test_the_next_shard_is_decoded_while_this_one_is_held_up(corpus: Corpus) -> 
         next(batches)
         wait_until(lambda: feed.is_ready(second))
         assert not feed.is_ready(first)
+
+
+def test_the_next_shard_begins_before_the_last_codes_of_this_one_are_taken(tmp_path: Path) -> None:
+    """So a GPU has work while the codes of a shard are taken and put."""
+    write_folder(tmp_path / "photos", classes=2, per_class=PER_SHARD)
+    shards = ingested(tmp_path / "photos", tmp_path / "shards")
+    model = write_model(tmp_path / "model", shards, side=32)
+    config = load_config(sets=["encode.decode_processes=1", f"encode.batch_size={PER_SHARD}"])
+    job = plan_encode(open_artifact(shards), model, str(tmp_path / "codes"), config)
+    worker = ShardEncoder(job)
+    first, second = (ShardTask(shard.name, shard.stem) for shard in worker.shards.shards[:2])
+    seen: list[str] = []
+    begin = worker.encoder.begin
+
+    def begin_noted(squares: Squares, batch_size: int, real_codes: bool) -> Callable[[], Coded]:
+        seen.append("begun")
+        wait = begin(squares, batch_size, real_codes)
+        if len(seen) == 1:
+            wait_until(lambda: worker.feed.is_ready(worker.shards.shards[1]))
+
+        def wait_noted() -> Coded:
+            seen.append("taken")
+            return wait()
+
+        return wait_noted
+
+    worker.encoder.begin = begin_noted  # type: ignore[method-assign]
+    try:
+        worker.expect(second)
+        worker.run(first)
+        assert seen == ["begun", "begun", "taken"]
+        worker.run(second)
+        assert seen == ["begun", "begun", "taken", "taken"]
+    finally:
+        worker.feed.close()  # type: ignore[attr-defined]
 
 
 # ------------------------------------------------------------------------------------------------------------ deaths
