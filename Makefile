@@ -36,11 +36,11 @@ guided: $(READY) ## An hour of tars changed by atheris wherever that reaches new
 	@$(VENV)/bin/pip install -q --no-deps --upgrade --target $(VENV)/guided atheris==3.0.0
 	@PYTHONPATH=$(VENV)/guided $(VENV)/bin/python -m tests.fuzz.guided --seconds $(GUIDED_S)
 
-bench: $(READY) ## Cost of safety, pixels beside Pillow, memory and feed of an encode, small images beside timm, search beside Faiss and the scan, changes of a large index, training
+bench: $(READY) ## Cost of safety, pixels beside Pillow, memory and feed of an encode, encode beside other scripts, small images beside timm, search beside Faiss and the scan, changes of a large index, training
 	@$(VENV)/bin/python -m tests.bench.safety
 	@$(VENV)/bin/python -m tests.bench.pixels
 	@$(VENV)/bin/python -m tests.bench.memory
-	@$(VENV)/bin/python -m tests.bench.feed --verb 10000
+	@$(VENV)/bin/python -m tests.bench.feed --verb 10000 --verb-photographs 3000
 	@$(VENV)/bin/python -m tests.bench.small_maps
 	@$(VENV)/bin/python -m tests.bench.search
 	@$(VENV)/bin/python -m tests.bench.multihash

@@ -1,6 +1,6 @@
-"""How much of a network's speed an encode keeps: beside a pretended accelerator, and of the bare forward pass.
+"""How much of a network's speed an encode keeps: beside a pretended accelerator, the bare forward pass and its peers.
 
-    python -m tests.bench.feed [--images 4096] [--rates 500 1000 2000 5000] [--verb 0]
+    python -m tests.bench.feed [--images 4096] [--rates 500 1000 2000 5000] [--verb 0] [--verb-photographs 0]
 
 A pretended accelerator takes batch / rate seconds for a batch, one batch after the other, and holds no lock meanwhile,
 as a GPU does. It stands for the network in the worker of an encode, with everything else as it is: photographs of
@@ -8,21 +8,26 @@ as a GPU does. It stands for the network in the worker of an encode, with everyt
 delivers: the same feed, its batches thrown away. `share` is the rate of the encode divided by the smaller of the
 accelerator's and the limit; `threads` decodes in the worker itself, `processes` in processes of their own.
 
-With --verb N the verb encodes N small images on a local Ray beside the bare forward pass of as many processes as
-workers: `whole` has everything from the command's start to its end, `steady` the time in which shards were encoded.
-The last line is JSON.
+With --verb N the verb encodes N JPEGs of 32 pixels to 64, with --verb-photographs N as many of those photographs to
+224, on a local Ray, with one worker for each CPU and without GPUs. It stands beside the bare forward pass of as many
+processes: `whole` has everything from the command's start to its end, `steady` the time in which shards were encoded.
+Then the peers, scripts without this project (`tests.bench.feed_peers`), encode the same shards; `ratio` is the verb's
+images a second, whole, divided by theirs, and `equal_bits` the share of bits that are as in the verb's codes. The last
+line is JSON.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -35,8 +40,9 @@ from pipelines.encode.job import ShardTask, plan_encode
 from pipelines.encode.process_feed import ProcessFeed
 from pipelines.encode.workers import ShardEncoder
 from pipelines.ingest.ingest import ingest
+from tests.bench.feed_peers import PEERS, equal_bits, run_peer
 from tests.support.models import write_model
-from tests.support.pictures import jpeg, write_folder
+from tests.support.pictures import jpeg, picture
 from tests.support.report import SEED
 from tests.support.runs import run_record
 
@@ -130,9 +136,9 @@ def encode_rate(worker: ShardEncoder, rate: float) -> float:
 
 def beside_accelerators(images: int, rates: list[float], rounds: int, folder: Path) -> list[dict[str, object]]:
     """The rows of all ways and rates, each the median of the rounds."""
-    write_photographs(folder / "photographs", images)
+    write_photographs(folder / "accelerator", images)
     config = load_config(sets=[f"ingest.samples_per_shard={PER_SHARD}"])
-    shards = ingest(str(folder / "photographs"), str(folder / "shards"), config).uri
+    shards = ingest(str(folder / "accelerator"), str(folder / "shards"), config).uri
     model = write_model(folder / "model", shards, backbone="test_resnet", side=SIDE, resize=256).uri
     found: dict[tuple[str, float], list[tuple[float, float]]] = {}
     for number in range(rounds):
@@ -171,54 +177,103 @@ def bare(model: str, side: int, seconds: float) -> None:
     sys.stdout.write(f"{done / (time.perf_counter() - begun)}\n")
 
 
-def beside_the_forward_pass(images: int, backbone: str, side: int, folder: Path) -> dict[str, object]:
-    """The verb on small images, whole and in its steady state, beside the bare forward pass."""
-    write_folder(folder / "small", classes=8, per_class=images // 8, size=32)
-    shards = ingest(str(folder / "small"), str(folder / "small-shards"), load_config()).uri
-    model = write_model(folder / "small-model", shards, backbone=backbone, side=side).uri
-    workers, words = allowed_cpus(), [sys.executable, "-m"]
-    alone = [
-        subprocess.Popen(
-            [*words, "tests.bench.feed", "bare", model, str(side), "20"], stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(workers)
-    ]
-    forward = sum(float(process.communicate()[0]) for process in alone)
-    out, begun = folder / "small-codes", time.time()
-    paths = ["--shards", shards, "--model", model, "--out", str(out), "--workers", str(workers)]
-    subprocess.run([*words, "pipelines", "encode", *paths, "--quiet"], check=True, stdout=subprocess.DEVNULL)
-    ended, tries = time.time(), run_record(out)["shards"]
+def write_small(folder: Path, images: int) -> None:
+    """JPEGs of 32 pixels, no two alike."""
+    folder.mkdir(parents=True)
+    for number in range(images):
+        (folder / f"{number:06d}.jpg").write_bytes(jpeg(picture(number % 8, number)))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images for the verb, and the sides of the network's input and of what it is cut from."""
+
+    write: Callable[[Path, int], None]
+    side: int
+    resize: int
+    per_shard: int
+
+
+SOURCES = {
+    "small": Source(write_small, side=64, resize=64, per_shard=1000),
+    "photographs": Source(write_photographs, side=SIDE, resize=256, per_shard=PER_SHARD),
+}
+
+
+def bare_rate(model: str, side: int, processes: int, seconds: float) -> float:
+    """Images a second of the network alone, in all processes together."""
+    words = [sys.executable, "-m", "tests.bench.feed", "bare", model, str(side), str(seconds)]
+    alone = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+    return sum(float(process.communicate()[0]) for process in alone)
+
+
+def run_verb(shards: str, model: str, out: Path, *flags: str) -> tuple[float, float, list[dict[str, Any]]]:
+    """Encode by the command; return when it began and ended, and the attempts that its run recorded."""
+    words = ["encode", "--shards", shards, "--model", model, "--out", str(out), *flags, "--quiet"]
+    begun = time.time()
+    subprocess.run([sys.executable, "-m", "pipelines", *words], check=True, stdout=subprocess.DEVNULL)
+    return begun, time.time(), run_record(out)["shards"]
+
+
+def beside_others(name: str, images: int, options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """The verb on images of a source, whole and in its steady state, beside the bare forward pass and its peers."""
+    source, workers = SOURCES[name], allowed_cpus()
+    source.write(folder / name, images)
+    config = load_config(sets=[f"ingest.samples_per_shard={source.per_shard}"])
+    shards = ingest(str(folder / name), str(folder / f"{name}-shards"), config).uri
+    sizes = {"backbone": options.backbone, "side": source.side, "resize": source.resize}
+    model = write_model(folder / f"{name}-model", shards, **sizes, precision=options.precision).uri
+    forward = bare_rate(model, source.side, workers, options.bare_s)
+    codes = folder / f"{name}-codes"
+    begun, ended, tries = run_verb(shards, model, codes, "--workers", str(workers))
     first, last = min(one["began"] for one in tries), max(one["ended"] for one in tries)
+    seconds = {"before the first shard": first - begun, "shards": last - first, "after the last": ended - last}
+    rates, equal = {"verb": images / (ended - begun)}, dict[str, float]()
+    for peer in options.peers:
+        out = folder / f"{name}-{peer}"
+        rates[peer] = images / run_peer(peer, shards, model, out, workers, config.data.workers)
+        equal[peer] = round(equal_bits(codes / "parts", out), 4)
     return {
         "images": images,
+        "backbone": options.backbone,
+        "precision": options.precision,
         "workers": workers,
         "bare": round(forward, 1),
-        "whole": round(images / (ended - begun) / forward, 3),
-        "steady": round(images / (last - first) / forward, 3),
-        "seconds": {
-            "before the first shard": round(first - begun, 1),
-            "shards": round(last - first, 1),
-            "after the last": round(ended - last, 1),
-        },
+        "images_per_second": {who: round(rate, 1) for who, rate in rates.items()},
+        "whole": round(rates["verb"] / forward, 3),
+        "steady": round(images / seconds["shards"] / forward, 3),
+        "ratio": {peer: round(rates["verb"] / rates[peer], 2) for peer in options.peers},
+        "equal_bits": equal,
+        "seconds": {part: round(spent, 1) for part, spent in seconds.items()},
     }
 
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["bare"]:
-        bare(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
-        sys.exit()
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4096, help="photographs; 0 = leave this out")
     parser.add_argument("--rates", type=float, nargs="+", default=[500.0, 1000.0, 2000.0, 5000.0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--verb", type=int, default=0, help="small images for the verb; 0 = leave this out")
+    parser.add_argument("--verb-photographs", type=int, default=0, help="photographs for the verb; 0 = leave this out")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--backbone", default="hrnet_w18_small")
-    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
+    parser.add_argument("--bare-s", type=float, default=20.0, help="seconds of the bare forward pass")
     options = parser.parse_args()
     facts: dict[str, object] = {"bench": "feed", "seed": SEED, "cpus": allowed_cpus()}
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         if options.images:
             facts["accelerator"] = beside_accelerators(options.images, options.rates, options.rounds, Path(name))
-        if options.verb:
-            facts["verb"] = beside_the_forward_pass(options.verb, options.backbone, options.side, Path(name))
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the processes from here on
+        wanted = {"small": options.verb, "photographs": options.verb_photographs}
+        facts["verb"] = {
+            source: beside_others(source, images, options, Path(name)) for source, images in wanted.items() if images
+        }
     sys.stdout.write(json.dumps(facts) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["bare"]:
+        bare(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+    else:
+        main()

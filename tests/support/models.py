@@ -28,6 +28,7 @@ def write_model(
     side: int = SIDE,
     resize: int | None = None,
     epochs: int = 1,
+    precision: str = "fp32",
 ) -> Artifact:
     """A network of seeded weights, committed as if it had learnt from these shards."""
     shards = open_artifact(shards_uri, "shards")
@@ -39,7 +40,7 @@ def write_model(
         card(
             network,
             Preprocess(size=side, resize=resize or side),
-            **{"classes": classes, "precision": "fp32", "loss": "csq", "metrics": metrics},
+            **{"classes": classes, "precision": precision, "loss": "csq", "metrics": metrics},
             history=[{"epoch": n, "step": n, "loss": 1 / n, "map": 0.5} for n in range(1, epochs + 1)],
             settings={"model.bits": bits},
         )
