@@ -21,7 +21,7 @@ from pipelines.storage import Store, map_in_order
 
 TABLES_AT_ONCE = 4
 """Parts read at a time when all are read in turn; twice as many are in memory."""
-ENCODER_VERSION = 4
+ENCODER_VERSION = 5
 """Version of the encoder, part of every codes fingerprint. Bump it when the same model and images give other codes."""
 
 

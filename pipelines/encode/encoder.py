@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hhnet.codes import pack_bits, sign_bits
+from hhnet.nn.folding import fold_norms
 from hhnet.nn.model import HHNet, Preprocess, model_from_bytes
 from hhnet.real_codes import quantise_real_codes
 from pipelines.artifacts.facts import ModelCard
@@ -58,6 +59,7 @@ class Encoder:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Weights in the memory order of the images that `normalise` returns: convolutions need no conversion.
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+        self._folded = fold_norms(self.model).to(memory_format=torch.channels_last)
         self.preprocess, self.precision, self.digest, self.threads = preprocess, precision, digest, threads
         self._copies: torch.cuda.Stream | None = None
         """The stream of a GPU on which squares are copied beside the forward pass."""
@@ -135,7 +137,7 @@ class Encoder:
         compute.wait_stream(self._copies)
         batch.record_stream(compute)  # its memory is not used again before the pass has read it
         with torch.inference_mode(), autocast(self.device, self.precision):
-            z_BK = self.model(self.preprocess.normalise(batch))[:rows].float()
+            z_BK = self._folded(self.preprocess.normalise(batch))[:rows].float()
             packed = _fetch(pack_on_device(z_BK))
             reals = _fetch(z_BK) if real_codes else None
         done = compute.record_event()
@@ -157,7 +159,7 @@ class Encoder:
         batch = torch.from_numpy(np.asarray(squares)).to(self.device)
         threads = nullcontext() if self.device.type == "cuda" else _threads(self.threads)
         with torch.inference_mode(), autocast(self.device, self.precision), threads:
-            z_BK = (network or self.model)(self.preprocess.normalise(batch))
+            z_BK = (network or self._folded)(self.preprocess.normalise(batch))
         reals: npt.NDArray[np.float32] = z_BK.float().cpu().numpy()
         return reals
 

@@ -166,13 +166,13 @@ def beside_accelerators(images: int, rates: list[float], rounds: int, folder: Pa
 
 
 def bare(model: str, side: int, seconds: float) -> None:
-    """Write the images a second of the network alone, on one thread, in this process."""
+    """Write the images a second of the network alone, as it was trained, on one thread of this process."""
     encoder = Encoder.open(model)
     squares = np.random.default_rng(0).integers(0, 256, (BATCH, side, side, 3), np.uint8)
-    encoder.outputs(squares)
+    encoder.outputs(squares, encoder.model)
     done, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
-        encoder.outputs(squares)
+        encoder.outputs(squares, encoder.model)
         done += BATCH
     sys.stdout.write(f"{done / (time.perf_counter() - begun)}\n")
 
