@@ -218,7 +218,7 @@ class _Connection:
         helpers = psutil.Process().children(recursive=True) if self._address == "local" else []
         if self._watch is not None:
             self._watch.end()
-        _end_api_server(helpers)
+        _end_monitor(helpers)
         left = _left_ray(STOP_WAIT_S if self._watch is not None and self._watch.lost else LEAVE_WAIT_S)
         if not left:
             _log.info("Ray at %s did not let go: given up", self._address, extra={"address": self._address})
@@ -342,10 +342,10 @@ def _end_processes(helpers: list[psutil.Process]) -> None:
     psutil.wait_procs(left, timeout=STOP_WAIT_S)
 
 
-def _end_api_server(helpers: list[psutil.Process]) -> None:
-    """Kill the API server of a local Ray, for whose end leaving would wait a second."""
+def _end_monitor(helpers: list[psutil.Process]) -> None:
+    """Kill the autoscaler's monitor of a local Ray: leaving would wait a second for it."""
     for process in helpers:
-        if any(word.endswith("/dashboard/dashboard.py") for word in _words(process)):
+        if any(word.endswith("/autoscaler/_private/monitor.py") for word in _words(process)):
             with suppress(psutil.Error):
                 process.kill()
 
