@@ -4,6 +4,7 @@ Codes find neighbours, real codes put them in order. `search.rerank` says how ma
 distance are ordered by the asymmetric distance of their real codes to the query's outputs; the first k are shown.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import open_input_version, open_inputs_of_kind
 from pipelines.artifacts.words import format_table, more_rows, short_place
 from pipelines.config.settings import Config
-from pipelines.console import prints_on_terminal
+from pipelines.console import NOTICE, prints_on_terminal
 from pipelines.encode.codes import (
     CodesSet,
     code_array,
@@ -40,11 +41,16 @@ from pipelines.storage import batched, write_output
 if TYPE_CHECKING:
     from pipelines.encode.encoder import Encoder
 
+_log = logging.getLogger(__name__)
+
 MAX_PAGE_QUERIES = 200
 IMAGES_ENCODED = 32
 """Images that the model encodes at a time; their files are in memory."""
 QUERIES_SHOWN = 10
 """Queries whose neighbours a terminal shows."""
+
+TIED = "all equally near, so in the order of ids; others may be as near"
+"""Words beside neighbours that all have one distance."""
 
 Nearest = Callable[[Codes, int], Neighbours]
 
@@ -116,10 +122,13 @@ def _in_words(entry: Mapping[str, Any]) -> str:
     for rank, found in enumerate(entry["neighbours"], start=1):
         score = {"score": f"{found['score']:.4f}"} if "score" in found else {}
         rows.append({"rank": rank, **score, **{name: found[name] for name in ("distance", "labels", "key")}})
-    distances = {row["distance"] for row in rows if "score" not in row}
-    tied = len(rows) > len(distances) == 1
-    tie = ["  all equally near, so in the order of ids; others may be as near"] if tied else []
+    tied = _all_tied([found["distance"] for found in entry["neighbours"] if "score" not in found])
+    tie = [f"  {TIED}"] if tied else []
     return "\n".join([f"query {entry['query']}", *(format_table(rows) or ["  no neighbours"]), *tie])
+
+
+def _all_tied(distances: Sequence[int]) -> bool:
+    return len(distances) > len(set(distances)) == 1
 
 
 def search(
@@ -284,6 +293,7 @@ def _by_image(reader: IndexReader, images: Iterator[QueryImage], model: str | No
 
 def _open_encoder(reader: IndexReader, model: str | None) -> "Encoder":
     artifact = open_input_version(reader.artifact, "model", model)
+    _log.log(NOTICE, "search: loading the model %s", artifact.uri, extra={"model": artifact.uri})
     from pipelines.encode.encoder import Encoder  # imports torch; only images need it
 
     return Encoder.open(artifact)  # not the root, which may have changed
@@ -381,7 +391,7 @@ def search_page(
     """Return the results as a self-contained page; frames mark the neighbours that share a class with the query."""
     places = _places(shown)
     found = pictures.get(places, LARGE_SIDE)
-    rows = [GalleryRow(_head(query, found), [_tile(query, one, found) for one in near]) for query, near in shown]
+    rows = [GalleryRow(_head(query, near, found), [_tile(query, one, found) for one in near]) for query, near in shown]
     unreadable = bool(places and not found and not pictures.problems)
     facts = {"rows": rows, "total": total, "problems": pictures.problems, "unreadable": unreadable, "rerank": rerank}
     return render("search", subject=_subject(reader, k), skipped=skipped, **facts)
@@ -394,9 +404,10 @@ def _subject(reader: IndexReader, k: int) -> dict[str, str]:
     return {"Index": index, **version, "Bits": f"{reader.bits:,}", "k": f"{k:,}"}
 
 
-def _head(query: Query, found: dict[SampleLocation, str]) -> Tile:
+def _head(query: Query, near: Sequence[Neighbour], found: dict[SampleLocation, str]) -> Tile:
     picture = query.picture or (found.get(query.place) if query.place else None)
-    return Tile(query.name, query.labels, picture, remark=f"query by {query.by}")
+    tied = _all_tied([one.distance for one in near if one.score is None])
+    return Tile(query.name, query.labels, picture, remark=f"query by {query.by}{f'; {TIED}' if tied else ''}")
 
 
 def _tile(query: Query, neighbour: Neighbour, found: dict[SampleLocation, str]) -> Tile:

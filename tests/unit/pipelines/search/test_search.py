@@ -171,12 +171,13 @@ def test_codes_of_other_bits_or_of_another_model_are_refused_naming_both(tmp_pat
 # ---------------------------------------------------------------------------------------------------------- images
 
 
-def test_an_image_is_encoded_by_the_model_that_made_the_codes(tmp_path, with_model):
-    index, _ = with_model
+def test_an_image_is_encoded_by_the_model_that_made_the_codes(tmp_path, with_model, caplog):
+    index, model = with_model
     (tmp_path / "query.jpg").write_bytes(jpeg(picture(1, 77)))
     (result,) = search(index, CONFIG, images=[str(tmp_path / "query.jpg")]).results
     assert (result["query"], result["by"]) == (str(tmp_path / "query.jpg"), "image")
     assert [entry["labels"] for entry in result["neighbours"]] == [["dog"]] * 4
+    assert f"search: loading the model {model.uri}" in caplog.messages
 
 
 def test_another_model_is_refused_naming_both(tmp_path, with_model):
@@ -293,6 +294,22 @@ def test_a_query_without_labels_has_neither_marks_nor_their_legend(tmp_path, wit
     search(index, CONFIG, keys=["x/00001"], html=str(tmp_path / "found.html"))
     page = (tmp_path / "found.html").read_text()
     assert "solid blue frame" in page and page.count('class="mark"') == 4
+
+
+def test_neighbours_that_are_all_equally_near_are_said_to_be(tmp_path, build):
+    """Beside them the query's own picture may be missing, and the reader wants to know why."""
+    rows = simple_rows("one", 9)
+    rows.codes[:] = rows.codes[0]
+    answer = search(
+        build(write_codes(tmp_path / "codes", {"one-000000.tar": rows}).uri),
+        CONFIG,
+        keys=[rows.keys[8]],
+        html=str(tmp_path / "found.html"),
+    )
+    words = "all equally near, so in the order of ids; others may be as near"
+    assert words in answer.as_text()
+    assert f"query by key; {words}" in (tmp_path / "found.html").read_text()
+    assert rows.keys[8] not in [found["key"] for found in answer.results[0]["neighbours"]]
 
 
 def test_a_gpu_that_is_not_there(tmp_path, build, monkeypatch):
