@@ -94,7 +94,7 @@ def fit_to_images(shards: str, out: str, config: Config) -> Config:
     if tree is None:
         found, cpus = open_shards(shards), config.ray.cpus or allowed_cpus()
         tree = choose_settings(config, found.samples, usual_side(_some_images(found)), cpus)
-        why = f"for {format_count(found.samples, 'image')} on {format_count(cpus, 'CPU')}"
+        why = f"for {format_count(found.samples, 'image')} on {format_count(cpus, 'CPU')}, to take minutes"
     left = left_open(config)
     config = config_from(merge_trees(tree, config.model_dump(exclude_unset=True)))
     size, batch, epochs = (

@@ -69,7 +69,10 @@ def test_a_first_training_without_settings_tells_what_it_took_and_each_epoch(sha
     done = subprocess.run(words, capture_output=True, text=True, timeout=280, env=no_gpu)
     assert done.returncode == 0, done.stderr
     first, second, *lines = done.stderr.splitlines()
-    taken = r"recipe auto for 36 images on \d+ CPUs?: image_size 32, hrnet_w18_small, batch 32, 2 epochs"
+    taken = (
+        r"recipe auto for 36 images on \d+ CPUs?, to take minutes: "
+        "image_size 32, hrnet_w18_small, batch 32, 2 epochs"
+    )
     assert re.fullmatch(taken, first) and second == "starting Ray, reading 36 images"
     epochs = [line for line in lines if line.startswith("epoch ")]
     for number, line in enumerate(epochs, 1):

@@ -121,7 +121,7 @@ def test_what_the_user_says_wins_and_the_rest_is_named(shards: str, capsys: pyte
     assert (fitted.data.batch_size, fitted.model.backbone, fitted.data.image_size) == (8, "test_resnet", 64)
     assert (fitted.train.epochs, fitted.train.lr) == (40, 5e-3)
     assert capsys.readouterr().err == (
-        "recipe auto for 24 images on 2 CPUs: image_size 64, test_resnet, batch 8 (yours), 40 epochs\n"
+        "recipe auto for 24 images on 2 CPUs, to take minutes: image_size 64, test_resnet, batch 8 (yours), 40 epochs\n"
     )
 
 
@@ -146,7 +146,8 @@ def test_a_training_without_settings_keeps_those_of_its_begin_on_a_machine_with_
     assert hhnet(*command, "--set", "ray.cpus=1") == 0
     first = capsys.readouterr()
     lines = first.err.splitlines()
-    assert lines[0].startswith("recipe auto for 24 images on 1 CPU: image_size 32, hrnet_w18_small, batch 32, 1 epoch")
+    why = "recipe auto for 24 images on 1 CPU, to take minutes"
+    assert lines[0].startswith(f"{why}: image_size 32, hrnet_w18_small, batch 32, 1 epoch")
     assert lines[1] == "starting Ray, reading 24 images"
     used = ModelCard.of(open_artifact(str(tmp_path / "model"))).config
     assert (used.data.image_size, used.data.batch_size, used.train.epochs) == (32, 32, 1)
