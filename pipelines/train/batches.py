@@ -8,6 +8,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ from pipelines.artifacts.tables import class_ids_in
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, format_count
 from pipelines.shards.containers.limits import ImageReject
-from pipelines.shards.images import decode_ahead, decode_image
+from pipelines.shards.images import decode_ahead, decode_image, decode_square
 from pipelines.shards.plan import batch_sizes, epoch_spans, mix_sources
 from pipelines.shards.shards import Sample, ShardSet
 from pipelines.storage import batched
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 View = Callable[[npt.NDArray[np.uint8], np.random.Generator], npt.NDArray[np.uint8]]
-"""A training augmentation, from decoded pixels (H, W, 3) to a square (S, S, 3)."""
+"""A training augmentation, from the pixels that `decoding_of` makes to a square (S, S, 3)."""
 
 QUERY_SHARE = 0.2
 """Share of the validation samples that are queries; they are searched in the others."""
@@ -52,10 +53,21 @@ def preprocess_of(config: Config) -> Preprocess:
     return Preprocess(size=size, resize=resize, decode=config.data.decode)
 
 
+def decoding_of(config: Config) -> Callable[[bytes], npt.NDArray[np.uint8]]:
+    """Return the decoding of a training image, as far as it is the same in all epochs.
+
+    It makes the square that `encode` makes, (S, S, 3), or the whole image if a view is a random window of the image.
+    """
+    if _strong_kind(config) == "resized_crop":
+        return partial(decode_image, least_side=least_side_of(config))
+    preprocess = preprocess_of(config)
+    return lambda data: decode_square(data, preprocess)[0]
+
+
 def views_of(config: Config, views: int) -> list[View]:
     """Return the augmentation of each view: the configured one and, before it if there are two, a weak one (flip)."""
-    weak = _augment(config, "none" if config.data.augment == "none" else "flip")
-    strong = _augment(config, _strong_kind(config))
+    weak = _view(config, "none" if config.data.augment == "none" else "flip")
+    strong = _view(config, _strong_kind(config))
     if config.data.policy == "trivial":
         return [weak, lambda pixels, rng: trivial_augment(strong(pixels, rng), rng)][-views:]
     return [weak, strong][-views:]
@@ -79,13 +91,13 @@ def _strong_kind(config: Config) -> str:
     return config.data.augment
 
 
-def _augment(config: Config, kind: str) -> View:
+def _view(config: Config, kind: str) -> View:
     size = config.data.image_size
     # A crop without padding has no room to move, so only its flip is left.
     augment = Augment(size=size, kind="crop_flip", padding=0) if kind == "flip" else Augment(size=size, kind=kind)
-    if kind == "resized_crop":
+    if kind == "resized_crop" or _strong_kind(config) != "resized_crop":
         return augment
-    preprocess = preprocess_of(config)
+    preprocess = preprocess_of(config)  # the weak view of a whole image
     return lambda pixels, rng: augment(preprocess.resize_crop(pixels), rng)
 
 
@@ -166,7 +178,7 @@ def _places(shards: ShardSet, numbers: npt.NDArray[np.int64]) -> tuple[tuple[int
 
 @dataclass(frozen=True)
 class DecodedSample:
-    """A sample and its pixels, uint8 (H, W, 3), or None if it did not decode."""
+    """A sample and its pixels from `decoding_of`, uint8 (H, W, 3), or None if it did not decode."""
 
     key: str
     shard: str
@@ -270,12 +282,10 @@ def epoch_batches(
     data, config, cache = leg.data, leg.config, cache or DecodedCache(0)
     sizes = leg.batch_sizes(rank)
     samples = islice(leg.samples(rank, cache), sum(sizes[:first]), None)
-    augments, least_side = views_of(config, views), least_side_of(config)
+    augments, decode = views_of(config, views), decoding_of(config)
 
     def prepare(chunk: list[Sample | DecodedSample]) -> list[tuple[DecodedSample, list[npt.NDArray[np.uint8]]]]:
-        decoded = [
-            sample if isinstance(sample, DecodedSample) else _decode(sample, cache, least_side) for sample in chunk
-        ]
+        decoded = [sample if isinstance(sample, DecodedSample) else _decode(sample, cache, decode) for sample in chunk]
         return [(sample, _augmented(sample, augments, config.train.seed, leg.epoch)) for sample in decoded]
 
     # Two batches ahead: one that the network takes next, and one that is being decoded.
@@ -323,14 +333,14 @@ def soften_labels(batch: Batch, config: Config, epoch: int, views: int) -> Batch
     return Batch(squares, labels, batch.keys)
 
 
-def _decode(sample: Sample, cache: DecodedCache, least_side: int) -> DecodedSample:
+def _decode(sample: Sample, cache: DecodedCache, decode: Callable[[bytes], npt.NDArray[np.uint8]]) -> DecodedSample:
     record = sample.record
     if (held := cache.get(record.shard, record.row)) is not None:
         return held
     pixels, problem = None, sample.damage
     if problem is None:
         try:
-            pixels = decode_image(sample.image, least_side)
+            pixels = decode(sample.image)
         except ImageReject as reject:
             problem = f"{reject.reason}: {reject.detail}"
     if problem is not None:
