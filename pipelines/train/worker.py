@@ -14,10 +14,11 @@ from pipelines.errors import format_count
 from pipelines.storage import Store
 from pipelines.train.batches import TrainData, preprocess_of
 from pipelines.train.checkpoints import Checkpoints
+from pipelines.train.device_squares import DeviceSquares, fits_device
 from pipelines.train.job import TrainJob
 from pipelines.train.learner import Batch, Learner, StepLoss
 from pipelines.train.pace import format_speed
-from pipelines.train.prefetch import Position, iterate_batches, prefetch_batches
+from pipelines.train.prefetch import Position, iterate_batches, iterate_drawn, prefetch_batches
 from pipelines.train.validation import validate, validation_chance
 
 Post = Callable[[int, str], object]
@@ -126,11 +127,15 @@ def _stream(
     job: TrainJob, data: TrainData, learner: Learner, epoch: int, legs: list[list[int]]
 ) -> Iterator[tuple[Batch, int]]:
     """Return the batches from here on, made in a process of their own if a GPU waits for them."""
+    config, device = job.config, learner.device
     done = [(workers, steps) for workers, steps in legs]
     position = Position(learner.rank, learner.world, learner.loss.views, epoch, done)
-    if learner.device.type == "cuda":
-        return prefetch_batches(job, position)
-    return iterate_batches(data, job.config, position)
+    if fits_device(data, config, device):
+        held = DeviceSquares(data.samples, config.data.image_size, position.views, device)
+        return held.batches(prefetch_batches(job, position, iterate_drawn))
+    if device.type == "cuda":
+        return prefetch_batches(job, position, iterate_batches)
+    return iterate_batches(data, config, position)
 
 
 def _end_epoch(
