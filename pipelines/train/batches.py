@@ -167,6 +167,14 @@ class TrainData:
         """Return the number of optimiser steps in the whole training."""
         return config.train.epochs * self.epoch_steps(config)
 
+    def val_bytes(self, config: Config, world: int) -> int:
+        """Return how much of `data.cache` each of `world` workers uses for the squares that it validates on.
+
+        It is 0 if they take more than half of it: then each validation decodes them.
+        """
+        size = -(-len(self.val_rows) // world) * 3 * config.data.image_size**2
+        return size if size <= config.data.cache // 2 else 0
+
 
 def _draws(shards: ShardSet, seed: int) -> npt.NDArray[np.bytes_]:
     """Draw 16 bytes for each sample from its key and the seed, so that its draw stays when others come or go."""

@@ -40,7 +40,7 @@ Iterate = Callable[[TrainData, Config, Position], Iterator[tuple[B, int]]]
 
 def iterate_batches(data: TrainData, config: Config, position: Position) -> Iterator[tuple[Batch, int]]:
     """Yield (batch, number of samples that did not decode) for each step from `position` to the end of the training."""
-    cache = DecodedCache(config.data.cache)
+    cache = DecodedCache(config.data.cache - data.val_bytes(config, position.world))
     for leg, first in _legs(data, config, position):
         yield from epoch_batches(leg, first, position.rank, position.views, cache)
 

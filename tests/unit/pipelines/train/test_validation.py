@@ -14,7 +14,7 @@ from pipelines.config.loading import load_config
 from pipelines.encode.codes import code_array, open_codes
 from pipelines.encode.encode import encode
 from pipelines.ingest.ingest import ingest
-from pipelines.shards.shards import open_shards
+from pipelines.shards.shards import ShardSet, open_shards
 from pipelines.train.batches import TrainData, epoch_batches, epoch_leg, preprocess_of
 from pipelines.train.job import TrainJob
 from pipelines.train.learner import Learner
@@ -77,7 +77,7 @@ def test_of_equal_epochs_the_last_is_published_and_a_map_that_never_moves_is_sai
     write_folder(tmp_path / "photos", classes=2, per_class=8)
     ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), config)
     left = iter(maps)
-    monkeypatch.setattr("pipelines.train.worker.validate", lambda learner, data: next(left))
+    monkeypatch.setattr("pipelines.train.worker.validate", lambda *given: next(left))
     result = train(
         *(str(tmp_path / "shards"), str(tmp_path / "model"), config),
         run=lambda job, data, log: train_worker(job, lambda *report: None),
@@ -107,6 +107,30 @@ def test_relative_weights_are_found_by_workers_in_other_folders_and_name_the_mod
         where = str(tmp_path / "shards"), str(tmp_path / f"model-{name}")
         digests.add(train(*where, load_config(sets=sets), run=elsewhere).digest)
     assert len(digests) == 1
+
+
+def test_validation_images_are_decoded_once_if_they_fit_half_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = []
+    for name in ("photos", "others"):
+        write_folder(tmp_path / name, classes=2, per_class=8, seed=len(shards))
+        ingest(str(tmp_path / name), str(tmp_path / f"shards-{name}"), load_config())
+        shards.append(open_current(str(tmp_path / f"shards-{name}"), "shards"))
+    read: list[str] = []
+    whole = ShardSet.read
+    monkeypatch.setattr(ShardSet, "read", lambda self, *given: read.append(self.artifact.uri) or whole(self, *given))
+    square = 32 * 32 * 3
+    maps: list[list[object]] = []
+    for cache, times in ((0, 3), (32 * square - 1, 3), (32 * square, 1)):
+        sets = ["model.backbone=test_resnet", "model.bits=16", "train.epochs=3", f"data.cache={cache}"]
+        job = plan_training(*shards, str(tmp_path / str(cache)), load_config(sets=[*SETS, *sets]))
+        job.writer()
+        maps.append([])
+        train_worker(job, lambda *report: None, lambda text, fields: maps[-1].append(fields["map"]))
+        assert read.count(shards[1].uri) == times
+        read.clear()
+    assert maps[0] == maps[1] == maps[2] and len(maps[0]) == 3
 
 
 def test_each_epoch_is_told_with_its_images_and_chance_and_its_map_stays_beside_the_progress(tmp_path: Path) -> None:
