@@ -8,7 +8,7 @@ tune. Müller and Hutter 2021, "TrivialAugment: Tuning-free Yet State-of-the-Art
 of strengths. Operations and strengths are torchvision's; its own class draws from the global generator of torch, so
 that what becomes of an image would depend on the thread and the moment.
 
-Shape suffixes: H height, W width, S side of the result.
+Shape suffixes: H height, W width, S side of the result, N squares of a set, B images of a batch.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms import functional as ops
 
 from hhnet.preprocess import check_image, resample
@@ -99,6 +100,21 @@ class Augment:
             _erase(result, rng)
         return result
 
+    def draw_cut(self, rng: np.random.Generator) -> tuple[int, int, bool]:
+        """Draw what this augmentation does to a square of S x S pixels: first row, first column, whether mirrored.
+
+        It takes the random numbers that a call takes, and `cut_squares` does what was drawn.
+
+        Raises:
+            ValueError: if it does more to an image than to cut S x S pixels from it and to mirror them.
+        """
+        if self.kind == "resized_crop" or self.jitter or self.erase or self.padding >= self.size:
+            raise ValueError(f"only crops of a square and mirror images are drawn without the image: got {self}")
+        if self.kind == "none":
+            return 0, 0, False
+        across, down = (int(share * (2 * self.padding + 1)) - self.padding for share in rng.random(2))
+        return down, across, bool(rng.random() < 0.5)
+
     def _crop(self, image: _Image, rng: np.random.Generator) -> _Image:
         across, down = rng.random(2)
         pad, least = self.padding, min(image.shape[:2])
@@ -130,6 +146,21 @@ def _reflected(first: int, size: int, length: int) -> npt.NDArray[np.int64]:
     """Return `size` indices from `first` on into a line of `length` pixels; those beyond an end are mirrored at it."""
     places: npt.NDArray[np.int64] = (length - 1) - np.abs((length - 1) - np.abs(np.arange(first, first + size)))
     return places
+
+
+def cut_squares(held_NSSC: Tensor, cuts_B4: Tensor) -> Tensor:
+    """Cut the images of a batch from a set of squares, on the device of both: uint8 (B, S, S, C).
+
+    `cuts_B4`, int64, has for each image the number of its square and the numbers of `Augment.draw_cut`. The result is
+    that of `Augment` for the same random numbers.
+    """
+    last = held_NSSC.shape[1] - 1
+    line_S = torch.arange(last + 1, device=held_NSSC.device)
+    rows_B1, down_B1, across_B1, mirrored_B1 = cuts_B4[:, :, None].unbind(1)
+    # What lies beyond an edge is mirrored at it, as in `_reflected`.
+    down_BS, across_BS = (last - (last - (line_S + first_B1).abs()).abs() for first_B1 in (down_B1, across_B1))
+    across_BS = torch.where(mirrored_B1.bool(), across_BS.flip(1), across_BS)
+    return held_NSSC[rows_B1[:, :, None], down_BS[:, :, None], across_BS[:, None, :]]
 
 
 def _window(image: _Image, size: int, across: float, down: float) -> _Image:

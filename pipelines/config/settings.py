@@ -148,7 +148,8 @@ class DataSettings(Section):
     workers: int = Field(2, ge=1, le=256)
     """Threads per training, encoding or decode process that read and decode images."""
     cache: ByteSize = Field(ByteSize(1 << 29), ge=0)
-    """Memory per training process for decoded images; later epochs do not decode those again."""
+    """Memory per training process for decoded images; later epochs do not decode those again. A GPU holds the images
+    itself where all of them fit: docs/recipes.md."""
     augment: Annotated[Literal["auto", "flip", "crop_flip", "resized_crop", "none"], ChangesResult("model")] = "auto"
     """Training augmentation; auto = crop_flip up to 64 pixels, else resized_crop. A loss with two views uses it for the
     strong view."""

@@ -8,11 +8,14 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from hhnet.augment import Augment, sample_rng, trivial_augment
 from hhnet.nn.model import Preprocess
@@ -20,7 +23,7 @@ from pipelines.artifacts.tables import class_ids_in
 from pipelines.config.settings import Config
 from pipelines.errors import InputError, format_count
 from pipelines.shards.containers.limits import ImageReject
-from pipelines.shards.images import decode_ahead, decode_image
+from pipelines.shards.images import decode_ahead, decode_image, decode_square
 from pipelines.shards.plan import batch_sizes, epoch_spans, mix_sources
 from pipelines.shards.shards import Sample, ShardSet
 from pipelines.storage import batched
@@ -30,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 View = Callable[[npt.NDArray[np.uint8], np.random.Generator], npt.NDArray[np.uint8]]
-"""A training augmentation, from decoded pixels (H, W, 3) to a square (S, S, 3)."""
+"""A training augmentation, from the pixels that `decoding_of` makes to a square (S, S, 3)."""
 
 QUERY_SHARE = 0.2
 """Share of the validation samples that are queries; they are searched in the others."""
@@ -52,13 +55,30 @@ def preprocess_of(config: Config) -> Preprocess:
     return Preprocess(size=size, resize=resize, decode=config.data.decode)
 
 
+def decoding_of(config: Config) -> Callable[[bytes], npt.NDArray[np.uint8]]:
+    """Return the decoding of a training image, as far as it is the same in all epochs.
+
+    It makes the square that `encode` makes, (S, S, 3), or the whole image if a view is a random window of the image.
+    """
+    if _strong_kind(config) == "resized_crop":
+        return partial(decode_image, least_side=least_side_of(config))
+    preprocess = preprocess_of(config)
+    return lambda data: decode_square(data, preprocess)[0]
+
+
 def views_of(config: Config, views: int) -> list[View]:
     """Return the augmentation of each view: the configured one and, before it if there are two, a weak one (flip)."""
-    weak = _augment(config, "none" if config.data.augment == "none" else "flip")
-    strong = _augment(config, _strong_kind(config))
+    *weak, strong = (_view(config, augment) for augment in augments_of(config, views))
     if config.data.policy == "trivial":
-        return [weak, lambda pixels, rng: trivial_augment(strong(pixels, rng), rng)][-views:]
-    return [weak, strong][-views:]
+        return [*weak, lambda pixels, rng: trivial_augment(strong(pixels, rng), rng)]
+    return [*weak, strong]
+
+
+def augments_of(config: Config, views: int) -> list[Augment]:
+    """Return the crop and mirror image of each view."""
+    size, strong = config.data.image_size, _strong_kind(config)
+    weak = Augment(size=size, kind="none") if strong == "none" else _flip(size)
+    return [weak, _flip(size) if strong == "flip" else Augment(size=size, kind=strong)][-views:]
 
 
 def least_side_of(config: Config) -> int:
@@ -79,13 +99,15 @@ def _strong_kind(config: Config) -> str:
     return config.data.augment
 
 
-def _augment(config: Config, kind: str) -> View:
-    size = config.data.image_size
+def _flip(size: int) -> Augment:
     # A crop without padding has no room to move, so only its flip is left.
-    augment = Augment(size=size, kind="crop_flip", padding=0) if kind == "flip" else Augment(size=size, kind=kind)
-    if kind == "resized_crop":
+    return Augment(size=size, kind="crop_flip", padding=0)
+
+
+def _view(config: Config, augment: Augment) -> View:
+    if augment.kind == "resized_crop" or _strong_kind(config) != "resized_crop":
         return augment
-    preprocess = preprocess_of(config)
+    preprocess = preprocess_of(config)  # the weak view of a whole image
     return lambda pixels, rng: augment(preprocess.resize_crop(pixels), rng)
 
 
@@ -145,6 +167,14 @@ class TrainData:
         """Return the number of optimiser steps in the whole training."""
         return config.train.epochs * self.epoch_steps(config)
 
+    def val_bytes(self, config: Config, world: int) -> int:
+        """Return how much of `data.cache` each of `world` workers uses for the squares that it validates on.
+
+        It is 0 if they take more than half of it: then each validation decodes them.
+        """
+        size = -(-len(self.val_rows) // world) * 3 * config.data.image_size**2
+        return size if size <= config.data.cache // 2 else 0
+
 
 def _draws(shards: ShardSet, seed: int) -> npt.NDArray[np.bytes_]:
     """Draw 16 bytes for each sample from its key and the seed, so that its draw stays when others come or go."""
@@ -166,13 +196,20 @@ def _places(shards: ShardSet, numbers: npt.NDArray[np.int64]) -> tuple[tuple[int
 
 @dataclass(frozen=True)
 class DecodedSample:
-    """A sample and its pixels, uint8 (H, W, 3), or None if it did not decode."""
+    """A sample and its pixels from `decoding_of`, uint8 (H, W, 3), or None if it did not decode."""
 
     key: str
     shard: str
     row: int
     labels: tuple[int, ...]
     pixels: npt.NDArray[np.uint8] | None
+    number: int | None = None
+    """Number of its square on a GPU, which has the pixels then."""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the sample did decode."""
+        return self.pixels is not None or self.number is not None
 
 
 class DecodedCache:
@@ -267,16 +304,35 @@ def epoch_batches(
     The views of a sample (see `views_of`) stand side by side in a batch. Decoded samples are kept in `cache`. Raises
     InputError if fewer than two samples of a batch decode.
     """
-    data, config, cache = leg.data, leg.config, cache or DecodedCache(0)
-    sizes = leg.batch_sizes(rank)
-    samples = islice(leg.samples(rank, cache), sum(sizes[:first]), None)
-    augments, least_side = views_of(config, views), least_side_of(config)
+    config, augments = leg.config, views_of(leg.config, views)
 
-    def prepare(chunk: list[Sample | DecodedSample]) -> list[tuple[DecodedSample, list[npt.NDArray[np.uint8]]]]:
-        decoded = [
-            sample if isinstance(sample, DecodedSample) else _decode(sample, cache, least_side) for sample in chunk
+    def augmented(sample: DecodedSample, rng: np.random.Generator) -> list[npt.NDArray[np.uint8]]:
+        assert sample.pixels is not None, "what did not decode has no views"
+        return [augment(sample.pixels, rng) for augment in augments]
+
+    for good, bad in decoded_steps(leg, first, rank, cache or DecodedCache(0), augmented):
+        squares = np.stack([square for _, made in good for square in made])
+        batch = Batch(squares, *labels_and_keys(leg, [sample for sample, _ in good], views))
+        yield soften_labels(batch, config, leg.epoch, views), bad
+
+
+def decoded_steps(
+    leg: Leg, first: int, rank: int, cache: DecodedCache, make: Callable[[DecodedSample, np.random.Generator], T]
+) -> Iterator[tuple[list[tuple[DecodedSample, T]], int]]:
+    """Yield, for each step, what `make` returns of the decoded samples and how many samples did not decode.
+
+    `make` gets the random generator of the sample in this epoch, and runs in several threads.
+    """
+    config, sizes = leg.config, leg.batch_sizes(rank)
+    samples = islice(leg.samples(rank, cache), sum(sizes[:first]), None)
+    decode = decoding_of(config)
+
+    def prepare(chunk: list[Sample | DecodedSample]) -> list[tuple[DecodedSample, T | None]]:
+        decoded = [sample if isinstance(sample, DecodedSample) else _decode(sample, cache, decode) for sample in chunk]
+        rngs = (sample_rng(config.train.seed, leg.epoch, sample.key) for sample in decoded)
+        return [
+            (sample, make(sample, rng) if sample.is_image else None) for sample, rng in zip(decoded, rngs, strict=True)
         ]
-        return [(sample, _augmented(sample, augments, config.train.seed, leg.epoch)) for sample in decoded]
 
     # Two batches ahead: one that the network takes next, and one that is being decoded.
     ahead = -(-2 * max(sizes) // CHUNK_SAMPLES)
@@ -284,67 +340,84 @@ def epoch_batches(
     ready = chain.from_iterable(chunks)
     for size in sizes[first:]:
         taken = list(islice(ready, size))
-        good = [(sample, squares) for sample, squares in taken if squares]
+        good = [(sample, made) for sample, made in taken if made is not None]
         for sample, _ in taken:
             cache.keep(sample)
         if len(good) < 2:
-            bad = next(sample for sample, squares in taken if not squares)
+            bad = next(sample for sample, made in taken if made is None)
             remedy = "check the shards with `hhnet verify`, or raise data.batch_size"
             raise InputError(f"{bad.shard}: too few images of a batch decode (first bad one: {bad.key}): {remedy}")
-        labels = np.zeros((len(good), len(data.train.classes)), dtype=np.bool_)
-        for place, (sample, _) in enumerate(good):
-            labels[place, list(sample.labels)] = True
-        stacked = np.stack([square for _, squares in good for square in squares])
-        keys = [sample.key for sample, _ in good for _ in augments]
-        batch = Batch(stacked, labels.repeat(views, 0), keys)
-        if config.train.mixup or config.train.label_smoothing:
-            batch = soften_labels(batch, config, leg.epoch, views)
-        yield batch, len(taken) - len(good)
+        yield good, len(taken) - len(good)
+
+
+def labels_and_keys(leg: Leg, samples: Sequence[DecodedSample], views: int) -> tuple[npt.NDArray[np.bool_], list[str]]:
+    """Return the multi-hot labels (views * samples, C) and the keys of a batch."""
+    labels = np.zeros((len(samples), len(leg.data.train.classes)), dtype=np.bool_)
+    for place, sample in enumerate(samples):
+        labels[place, list(sample.labels)] = True
+    return labels.repeat(views, 0), [sample.key for sample in samples for _ in range(views)]
 
 
 def soften_labels(batch: Batch, config: Config, epoch: int, views: int) -> Batch:
-    """Return the batch after `train.mixup` and `train.label_smoothing`, with float32 labels.
+    """Return the batch after `train.mixup` and `train.label_smoothing`."""
+    shares = draw_shares(batch.keys, config, epoch)
+    squares = torch.as_tensor(batch.squares)
+    if shares is not None:
+        squares = blend_squares(squares, torch.from_numpy(shares), views)
+    return Batch(squares.numpy(), blend_labels(batch.labels, shares, config, views), batch.keys)
+
+
+def draw_shares(keys: Sequence[str], config: Config, epoch: int) -> npt.NDArray[np.float32] | None:
+    """Draw the share that each image keeps of itself in mixup, float32 (B,); None without mixup.
 
     Mixup (Zhang et al. 2018) blends each sample with the next one of the batch, and the last with the first. The share
     of the sample itself is drawn from Beta(alpha, alpha) by a generator seeded with its key, like its augmentation. All
     views of a sample are blended with the same share, each with the same view of the other sample.
-
-    Label smoothing spreads a share of a sample's labels evenly over all classes (Szegedy et al. 2016).
     """
-    alpha, smoothing = config.train.mixup, config.train.label_smoothing
-    squares, labels = batch.squares, batch.labels.astype(np.float32)
-    if alpha:
-        rngs = [sample_rng(config.train.seed, epoch, f"{key}\0mixup") for key in batch.keys]
-        kept = np.array([rng.beta(alpha, alpha) for rng in rngs], np.float32)[:, None]
-        labels = kept * labels + (1 - kept) * np.roll(labels, -views, 0)
-        share = kept[:, :, None, None]
-        squares = np.rint(share * squares + (1 - share) * np.roll(squares, -views, 0)).astype(np.uint8)
-    labels = (1 - smoothing) * labels + smoothing * labels.sum(1, keepdims=True) / labels.shape[1]
-    return Batch(squares, labels, batch.keys)
+    alpha = config.train.mixup
+    if not alpha:
+        return None
+    rngs = (sample_rng(config.train.seed, epoch, f"{key}\0mixup") for key in keys)
+    return np.array([rng.beta(alpha, alpha) for rng in rngs], np.float32)
 
 
-def _decode(sample: Sample, cache: DecodedCache, least_side: int) -> DecodedSample:
+def blend_squares(squares: Tensor, shares: Tensor, views: int) -> Tensor:
+    """Blend each image, uint8 (B, S, S, 3), with the same view of the next sample."""
+    kept = shares[:, None, None, None]
+    return (kept * squares + (1 - kept) * squares.roll(-views, 0)).round().to(torch.uint8)
+
+
+def blend_labels(
+    labels: npt.NDArray[np.bool_ | np.float32], shares: npt.NDArray[np.float32] | None, config: Config, views: int
+) -> npt.NDArray[np.bool_ | np.float32]:
+    """Blend the labels like the images, and spread a share of them evenly over all classes: float32 (B, C).
+
+    The second is label smoothing (Szegedy et al. 2016). Without either the labels stay as they are.
+    """
+    smoothing = config.train.label_smoothing
+    if shares is None and not smoothing:
+        return labels
+    soft: npt.NDArray[np.float32] = labels.astype(np.float32)
+    if shares is not None:
+        soft = shares[:, None] * soft + (1 - shares[:, None]) * np.roll(soft, -views, 0)
+    smooth: npt.NDArray[np.float32] = (1 - smoothing) * soft + smoothing * soft.sum(1, keepdims=True) / soft.shape[1]
+    return smooth
+
+
+def _decode(sample: Sample, cache: DecodedCache, decode: Callable[[bytes], npt.NDArray[np.uint8]]) -> DecodedSample:
     record = sample.record
     if (held := cache.get(record.shard, record.row)) is not None:
         return held
     pixels, problem = None, sample.damage
     if problem is None:
         try:
-            pixels = decode_image(sample.image, least_side)
+            pixels = decode(sample.image)
         except ImageReject as reject:
             problem = f"{reject.reason}: {reject.detail}"
     if problem is not None:
         fields = {"shard": record.shard, "key": record.key, "problem": problem}
         _log.debug("left out: %(key)s of %(shard)s (%(problem)s)", fields, extra=fields)
     return DecodedSample(record.key, record.shard, record.row, record.labels, pixels)
-
-
-def _augmented(sample: DecodedSample, augments: Sequence[View], seed: int, epoch: int) -> list[npt.NDArray[np.uint8]]:
-    """Return the views of a sample, or [] if it did not decode."""
-    if sample.pixels is None:
-        return []
-    rng = sample_rng(seed, epoch, sample.key)
-    return [augment(sample.pixels, rng) for augment in augments]
 
 
 def _too_few(samples: int, chosen: int, val_set: ShardSet | None, train_set: ShardSet, config: Config) -> str:

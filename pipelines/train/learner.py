@@ -45,7 +45,7 @@ class Batch:
     If the loss compares several views of a sample, each view is an image of its own, and they stand side by side.
     """
 
-    squares: npt.NDArray[np.uint8]
+    squares: npt.NDArray[np.uint8] | Tensor
     labels: npt.NDArray[np.bool_ | np.float32]
     keys: Sequence[str]
 
@@ -114,7 +114,7 @@ class Learner:
         self._set_rates()
         self._network.train()
         self.loss.train()
-        squares_b = torch.from_numpy(batch.squares).to(self.device, non_blocking=True)
+        squares_b = torch.as_tensor(batch.squares).to(self.device, non_blocking=True)
         # No part has a single image: batch normalisation needs two.
         parts = squares_b.tensor_split(max(1, min(self.config.train.accumulate, len(squares_b) // 2)))
         z_bK = self._forward(self._network, parts[0], 0) if len(parts) == 1 else self._codes_of(parts)

@@ -9,16 +9,18 @@ import torch
 
 from hhnet import chance_map, mean_average_precision
 from pipelines.config.settings import Config
-from pipelines.encode.encoder import Encoder
+from pipelines.encode.encoder import Encoder, Encoding
+from pipelines.encode.feed import Fed, Shaping, thread_batches
 from pipelines.shards.shards import Sample
 from pipelines.train.batches import TrainData
 from pipelines.train.learner import Learner, gather_rows
 
 
-def validate(learner: Learner, data: TrainData) -> float:
+def validate(learner: Learner, data: TrainData, kept: list[Fed] | None = None) -> float:
     """Return the mAP of the averaged weights on the validation samples, over the whole ranking (ties by expectation).
 
-    A fixed part of the samples are the queries; they are searched in the others only.
+    A fixed part of the samples are the queries; they are searched in the others only. The first validation puts its
+    decoded batches into `kept` if `data.cache` has room for them; later ones with the same list decode nothing.
     """
     learner.share_average()
     config = learner.config
@@ -26,7 +28,9 @@ def validate(learner: Learner, data: TrainData) -> float:
     average, threads = deepcopy(learner.average), torch.get_num_threads()
     encoder = Encoder(average, learner.preprocess, config.model.precision, "", threads)
     mine = range(learner.rank, len(data.val_rows), learner.world)
-    rows = _codes(encoder, data, mine, config)
+    if kept is not None and not kept and data.val_bytes(config, learner.world):
+        kept += _val_batches(encoder, data, mine, config)
+    rows = _codes(encoder, data, mine, config, kept)
     counts = [len(range(rank, len(data.val_rows), learner.world)) for rank in range(learner.world)]
     parts = [rows]
     if learner.world > 1:
@@ -49,10 +53,12 @@ def validation_chance(data: TrainData) -> float:
     return chance_map(labels[: data.queries], labels[data.queries :])
 
 
-def _codes(encoder: Encoder, data: TrainData, mine: Sequence[int], config: Config) -> npt.NDArray[np.uint8]:
+def _codes(
+    encoder: Encoder, data: TrainData, mine: Sequence[int], config: Config, kept: Iterable[Fed] | None = None
+) -> npt.NDArray[np.uint8]:
     """Encode some validation samples, uint8 (samples, 1 + bytes of a code); the first byte is 1 if there is a code."""
-    places = sorted(mine, key=lambda i: data.val_rows[i])
-    encoded = encoder.encode_samples(_val_samples(data, places), config.encode.images_per_pass, config.data.workers)
+    batches = iter(kept or _val_batches(encoder, data, mine, config))
+    encoded = Encoding(encoder, batches, config.encode.images_per_pass).finish()
     coded = zip(encoded.kept, encoded.codes, strict=True)
     where = {(sample.record.shard, sample.record.row): code for sample, code in coded}
     rows = np.zeros((len(mine), 1 + encoded.codes.shape[1]), np.uint8)
@@ -63,6 +69,13 @@ def _codes(encoder: Encoder, data: TrainData, mine: Sequence[int], config: Confi
             rows[slot, 0] = 1
             rows[slot, 1:] = code
     return rows
+
+
+def _val_batches(encoder: Encoder, data: TrainData, mine: Iterable[int], config: Config) -> Iterator[Fed]:
+    """Yield the decoded batches of some validation samples."""
+    places = sorted(mine, key=lambda i: data.val_rows[i])
+    shaping = Shaping(encoder.preprocess, config.encode.images_per_pass, config.data.workers)
+    return thread_batches(_val_samples(data, places), shaping)
 
 
 def _val_samples(data: TrainData, places: Sequence[int]) -> Iterator[Sample]:

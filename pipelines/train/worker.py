@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,10 +15,11 @@ from pipelines.errors import format_count
 from pipelines.storage import Store
 from pipelines.train.batches import TrainData, preprocess_of
 from pipelines.train.checkpoints import Checkpoints
+from pipelines.train.device_squares import DeviceSquares, fits_device
 from pipelines.train.job import TrainJob
 from pipelines.train.learner import Batch, Learner, StepLoss
 from pipelines.train.pace import format_speed
-from pipelines.train.prefetch import Position, iterate_batches, prefetch_batches
+from pipelines.train.prefetch import Position, iterate_batches, iterate_drawn, prefetch_batches
 from pipelines.train.validation import validate, validation_chance
 
 Post = Callable[[int, str], object]
@@ -44,6 +46,7 @@ def train_worker(job: TrainJob, post: Post, tell: Tell = lambda text, fields: No
     if not legs or legs[-1][0] != learner.world:
         legs.append([learner.world, 0])
     stream = _stream(job, data, learner, learner.step_count // steps, legs)
+    validated = partial(validate, learner, data, [])
     begun = time.monotonic()
     seen, meter = 0, Meter("train")
     if learner.rank == 0:
@@ -76,7 +79,7 @@ def train_worker(job: TrainJob, post: Post, tell: Tell = lambda text, fields: No
             ended = time.perf_counter()
             if learner.rank == 0 and _is_validated(config, epoch):
                 post(learner.step_count, f"epoch {epoch + 1}/{config.train.epochs}  validating")
-            _end_epoch(checkpoints, learner, data, progress, epoch, mean)
+            _end_epoch(checkpoints, learner, validated, progress, epoch, mean)
             if learner.rank == 0:
                 post(learner.step_count, _note(config, epoch, progress, mean, rate))
                 tell(*_epoch_line(progress.history[-1], data, config))
@@ -126,20 +129,29 @@ def _stream(
     job: TrainJob, data: TrainData, learner: Learner, epoch: int, legs: list[list[int]]
 ) -> Iterator[tuple[Batch, int]]:
     """Return the batches from here on, made in a process of their own if a GPU waits for them."""
+    config, device = job.config, learner.device
     done = [(workers, steps) for workers, steps in legs]
     position = Position(learner.rank, learner.world, learner.loss.views, epoch, done)
-    if learner.device.type == "cuda":
-        return prefetch_batches(job, position)
-    return iterate_batches(data, job.config, position)
+    if fits_device(data, config, device):
+        held = DeviceSquares(data.samples, config.data.image_size, position.views, device)
+        return held.batches(prefetch_batches(job, position, iterate_drawn))
+    if device.type == "cuda":
+        return prefetch_batches(job, position, iterate_batches)
+    return iterate_batches(data, config, position)
 
 
 def _end_epoch(
-    checkpoints: Checkpoints, learner: Learner, data: TrainData, progress: Progress, epoch: int, loss: float
+    checkpoints: Checkpoints,
+    learner: Learner,
+    validated: Callable[[], float],
+    progress: Progress,
+    epoch: int,
+    loss: float,
 ) -> None:
     """Validate if it is due, remember the best epoch, and save after a validation or if a checkpoint is due."""
     name = checkpoints.new_name(learner.step_count)
     validates = _is_validated(learner.config, epoch)
-    found = validate(learner, data) if validates else None
+    found = validated() if validates else None
     if found is not None and (progress.best is None or found >= progress.best.map):  # of equal ones, the later epoch
         progress.best = BestEpoch(map=found, epoch=epoch + 1, checkpoint=name)
     progress.history.append(EpochFigures(epoch=epoch + 1, step=learner.step_count, loss=loss, map=found))

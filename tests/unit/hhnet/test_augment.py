@@ -13,7 +13,16 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, TrivialAugmentWide, autoaugment
 
 import hhnet.augment
-from hhnet.augment import AUGMENTATIONS, OPERATIONS, STRENGTH_LEVELS, Augment, Operation, sample_rng, trivial_augment
+from hhnet.augment import (
+    AUGMENTATIONS,
+    OPERATIONS,
+    STRENGTH_LEVELS,
+    Augment,
+    Operation,
+    cut_squares,
+    sample_rng,
+    trivial_augment,
+)
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 WIDE = np.random.default_rng(1).integers(0, 256, (40, 90, 3), dtype=np.uint8)
@@ -106,6 +115,32 @@ def test_erase_fills_one_rectangle_with_the_mean() -> None:
         assert 0.01 < box.shape[0] * box.shape[1] / 1024 < 0.3
     never = Augment(size=32, padding=0, erase=1e-9)
     np.testing.assert_array_equal(never(IMAGE, sample_rng(0, 0, "a")), kept(IMAGE, sample_rng(0, 0, "a")))
+
+
+@pytest.mark.parametrize("options", [{}, {"padding": 0}, {"padding": 31}, {"kind": "none"}])
+def test_squares_of_a_set_are_cut_as_they_are_one_by_one(options: dict[str, object]) -> None:
+    held = np.random.default_rng(3).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    augment = Augment(**{"size": 32, **options})  # type: ignore[arg-type]
+    rows = np.random.default_rng(4).integers(0, 5, 200)
+    cuts = [(row, *augment.draw_cut(sample_rng(0, 0, str(place)))) for place, row in enumerate(rows)]
+    found = cut_squares(torch.from_numpy(held), torch.tensor(cuts))
+    assert found.dtype == torch.uint8 and found.shape == (200, 32, 32, 3)
+    for place, row in enumerate(rows):
+        np.testing.assert_array_equal(found[place], augment(held[row], sample_rng(0, 0, str(place))))
+
+
+def test_a_draw_leaves_the_generator_as_a_call_does() -> None:
+    for kind in ("crop_flip", "none"):
+        augment = Augment(size=32, kind=kind)
+        drawn, called = sample_rng(0, 0, "a"), sample_rng(0, 0, "a")
+        augment.draw_cut(drawn), augment(IMAGE, called)
+        assert drawn.random() == called.random()
+
+
+def test_what_needs_the_image_is_not_drawn_without_it() -> None:
+    for options in ({"kind": "resized_crop"}, {"jitter": 0.1}, {"erase": 0.1}, {"padding": 32}):
+        with pytest.raises(ValueError, match="only crops of a square and mirror images are drawn without the image"):
+            Augment(**{"size": 32, **options}).draw_cut(sample_rng(0, 0, "a"))  # type: ignore[arg-type]
 
 
 def test_refusals() -> None:

@@ -14,7 +14,7 @@ from pipelines.config.settings import Config
 from pipelines.console import show_log
 from pipelines.errors import InputError
 from pipelines.ingest.ingest import ingest
-from pipelines.shards.images import decode_image
+from pipelines.shards.images import decode_image, decode_square
 from pipelines.shards.shards import ShardSet, open_shards
 from pipelines.train.batches import (
     DecodedCache,
@@ -25,7 +25,7 @@ from pipelines.train.batches import (
     preprocess_of,
     views_of,
 )
-from tests.support.pictures import jpeg, picture, write_folder, write_specimens
+from tests.support.pictures import jpeg, picture, png, write_folder, write_specimens
 
 STRONG = ("data.policy=trivial", "train.mixup=0.4", "train.label_smoothing=0.1")
 SETS = ("ingest.samples_per_shard=7", "data.image_size=32", "data.batch_size=8", "train.val_share=0.2")
@@ -285,22 +285,46 @@ def test_no_window_of_a_scaled_jpeg_is_enlarged_or_shrunk_by_less_than_two(monke
     assert 64 <= shortest < 70
 
 
-def test_training_decodes_large_jpegs_as_the_setting_says(tmp_path: Path) -> None:
-    for klass in ("a", "b"):
-        (tmp_path / "photos" / klass).mkdir(parents=True)
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """Large JPEGs, and pictures that have one size however they are decoded."""
+    folder = tmp_path_factory.mktemp("photos")
+    for klass in range(2):
+        (folder / "photos" / f"class_{klass}").mkdir(parents=True)
         for number in range(8):
-            (tmp_path / "photos" / klass / f"{number}.jpg").write_bytes(jpeg(picture(ord(klass), number, 256)))
-    ingest(str(tmp_path / "photos"), str(tmp_path / "shards"), configure())
-    shards = open_shards(str(tmp_path / "shards"))
-    squares, decoded = {}, {}
-    for decode, side in (("scaled", 64), ("exact", 256)):
-        config = configure("data.augment=none", f"data.decode={decode}")
-        data, cache = TrainData.make(shards, None, config), DecodedCache(1 << 30)
-        (batch, _), *_ = epoch_batches(epoch_leg(data, config, 0, (), 1), 0, 0, 1, cache)
-        squares[decode] = dict(zip(batch.keys, batch.squares, strict=True))
-        held = [cache.get(shard.name, row) for shard in shards.shards for row in range(shard.rows)]
-        assert {sample.pixels.shape for sample in held if sample and sample.pixels is not None} == {(side, side, 3)}
-        decoded[decode] = preprocess_of(config)
-    for key, square in squares["exact"].items():
-        np.testing.assert_array_equal(square, decoded["exact"].resize_crop(pixels_of(shards, key)))
-        assert 0 < np.abs(square.astype(int) - squares["scaled"][key]).mean() < 4
+            pixels = picture(klass, number, 300)
+            files = {"large.jpg": jpeg(pixels), "wide.jpg": jpeg(pixels[:270]), "png.png": png(pixels[:, :90])}
+            for name, data in files.items():
+                (folder / "photos" / f"class_{klass}" / f"{number}_{name}").write_bytes(data)
+    ingest(str(folder / "photos"), str(folder / "shards"), configure())
+    return open_shards(str(folder / "shards"))
+
+
+def test_training_sees_and_keeps_the_squares_that_encode_sees(photos: ShardSet) -> None:
+    shown: dict[str, dict[str, npt.NDArray[np.uint8]]] = {}
+    for decode in ("scaled", "exact"):
+        config = configure("data.augment=none", "data.resize=40", f"data.decode={decode}")
+        data, preprocess = TrainData.make(photos, photos, config), preprocess_of(config)
+        cache = DecodedCache(data.samples * 32 * 32 * 3)
+        batches = [batch for batch, _ in epoch_batches(epoch_leg(data, config, 0, (), 1), 0, 0, 1, cache)]
+        shown[decode] = {
+            key: square for batch in batches for key, square in zip(batch.keys, batch.squares, strict=True)
+        }
+        for shard in photos.shards:
+            for sample in photos.read(shard, range(shard.rows)):
+                square, _ = decode_square(sample.image, preprocess)
+                np.testing.assert_array_equal(shown[decode][sample.record.key], square)
+                held = cache.get(shard.name, sample.record.row)
+                assert held is not None and np.array_equal(held.pixels, square)
+    for key, square in shown["exact"].items():
+        assert np.array_equal(square, shown["scaled"][key]) == key.endswith("png")
+
+
+@pytest.mark.parametrize(("decode", "side"), [("scaled", 150), ("exact", 300)])
+def test_where_views_are_random_windows_whole_images_are_kept(decode: str, side: int, photos: ShardSet) -> None:
+    config = configure("data.augment=resized_crop", f"data.decode={decode}")
+    data, cache = TrainData.make(photos, photos, config), DecodedCache(1 << 30)
+    list(epoch_batches(epoch_leg(data, config, 0, (), 1), 0, 0, 1, cache))
+    held = [cache.get(shard.name, row) for shard in photos.shards for row in range(shard.rows)]
+    shapes = {sample.key.split("_")[-1]: sample.pixels.shape for sample in held if sample and sample.pixels is not None}
+    assert shapes == {"large": (side, side, 3), "wide": (270, 300, 3), "png": (300, 90, 3)}

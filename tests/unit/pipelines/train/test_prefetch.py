@@ -39,7 +39,7 @@ def test_a_process_of_its_own_makes_the_same_batches(shards: str) -> None:
     position = Position(rank=1, world=2, views=2, epoch=1, legs=[(3, 1), (2, 1)])
     here = list(iterate_batches(TrainData.make(open_shards(shards), None, config), config, position))
     job = plan_training(open_current(shards, "shards"), None, "model", config)
-    apart = list(prefetch_batches(job, position))
+    apart = list(prefetch_batches(job, position, iterate_batches))
     assert len(apart) == len(here) == (5 - 2) + 5
     for (mine, bad), (other, _) in zip(apart, here, strict=True):
         assert mine.keys == other.keys and bad == 0
@@ -51,4 +51,5 @@ def test_an_error_of_that_process_is_raised_in_one_line(shards: str, tmp_path: P
     position = Position(rank=0, world=1, views=1, epoch=0, legs=[(1, 0)])
     inputs = (ArtifactInput(role="shards", kind="shards", digest="0" * 64),)
     with pytest.raises(InputError, match=f"^{tmp_path}/none holds no committed shards"):
-        next(prefetch_batches(TrainJob(f"{tmp_path}/none", None, "model", "", inputs, configure()), position))
+        job = TrainJob(f"{tmp_path}/none", None, "model", "", inputs, configure())
+        next(prefetch_batches(job, position, iterate_batches))
