@@ -71,7 +71,7 @@ PARTS = (
     Part(
         "training",
         "Training steps",
-        "tests.bench.training --cases hrnet_w18:224:128 hrnet_w32:224:128 hrnet_w18_small:32:500",
+        "tests.bench.training --cases hrnet_w18_small:32:500 hrnet_w18:224:128 hrnet_w32:224:128",
         "tests.bench.training --cases test_resnet:72:4 --steps 1",
         limit_s=300,
     ),
@@ -168,26 +168,29 @@ def words_of(part: Part, data: Path | None, rehearse: bool) -> list[str]:
 def run_part(words: Sequence[str], limit_s: float, rehearse: bool) -> Outcome:
     """Run the command of a part; whatever it left running is ended."""
     begun = time.monotonic()
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *words],
-            cwd=ROOT,
-            env={**os.environ, **(REHEARSAL if rehearse else {})},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
+        log = Path(folder, "output")
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *words],
+                cwd=ROOT,
+                env={**os.environ, **(REHEARSAL if rehearse else {})},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         try:
             code = process.wait(limit_s)
             said = "done" if code == 0 else f"failed with exit code {code}"
         except subprocess.TimeoutExpired:
             code, said = -1, "failed: stopped at its limit"
         finally:
+            text = log.read_text(errors="replace")  # before it is ended: the tracebacks of that say nothing
             end(process)
-        output.seek(0)
-        lines = [line.rstrip() for line in output.read().splitlines() if line.strip()]
-    rows = list(rows_in(lines))
-    return Outcome(f"{said} after {time.monotonic() - begun:.0f} s", code == 0, rows, lines[-LAST_LINES:])
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return Outcome(
+        f"{said} after {time.monotonic() - begun:.0f} s", code == 0, list(rows_in(lines)), lines[-LAST_LINES:]
+    )
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -2,10 +2,12 @@
 
     python -m tests.bench.gpu_encode [--backbones hrnet_w18 hrnet_w32] [--side 224] [--batch 256] [--images 32768]
 
-The images are photographs of 400 x 533 pixels, see `tests.bench.feed`; the workers are those that the verb takes by
-itself. `bare` is the network alone on squares that lie on the card. `steady` counts from the end of the first shard, in
-which processes start and the card warms up; `whole` from the command's start to its end. The limit is a large matrix
-product at the same precision; a pass needs the floating-point operations of its convolutions and matrix products.
+The images are photographs of 400 x 533 pixels, see `tests.bench.feed`; one worker encodes them, with the decode
+processes that it takes by itself. `bare` is the network alone on normalised images that lie on the card. `steady`
+counts from the end of the first shard, in which processes start and the card warms up; `whole` from the command's start
+to its end. `forward` has the seconds in which the worker launched passes and waited for their codes, `decode` those of
+all decode threads together. The limit is a large matrix product at the same precision; a pass needs the floating-point
+operations of its convolutions and matrix products.
 """
 
 import argparse
@@ -35,11 +37,12 @@ def bare_pass(model: str, batch: int, rounds: int) -> tuple[float, int]:
     encoder = Encoder.open(model)
     side = encoder.preprocess.size
     squares = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, device=encoder.device)
+    images = encoder.preprocess.normalise(squares)
 
     def passes() -> None:
         with torch.inference_mode(), autocast(encoder.device, encoder.precision):
             for _ in range(PASSES):
-                encoder.model(encoder.preprocess.normalise(squares))
+                encoder.model(images)
 
     return batch * PASSES / timed(passes, rounds), forward_flops(encoder.model, side)
 
@@ -51,9 +54,8 @@ def measure(backbone: str, shards: str, args: argparse.Namespace, limit: float, 
     bare, flops = bare_pass(model, args.batch, args.rounds)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    begun, ended, tries = run_verb(
-        shards, model, folder / f"{backbone}-codes", "--set", f"encode.batch_size={args.batch}"
-    )
+    flags = ("--workers", "1", "--set", f"encode.batch_size={args.batch}")
+    begun, ended, tries = run_verb(shards, model, folder / f"{backbone}-codes", *flags)
     first = min(tries, key=lambda one: one["ended"])
     last = max(one["ended"] for one in tries)
     steady = (args.images - first["samples"]) / (last - first["ended"])
@@ -73,7 +75,11 @@ def measure(backbone: str, shards: str, args: argparse.Namespace, limit: float, 
         "gflop_per_image": round(flops / 1e9, 3),
         "tflop_per_s": {"bare": round(bare * flops / 1e12, 3), "steady": round(steady * flops / 1e12, 3)},
         "of_products": {"bare": round(bare * flops / limit, 4), "steady": round(steady * flops / limit, 4)},
-        "seconds": {"to the first shard's end": round(first["ended"] - begun, 1), "all": round(ended - begun, 1)},
+        "seconds": {
+            "to the first shard's end": round(first["ended"] - begun, 1),
+            "all": round(ended - begun, 1),
+            **{step: round(sum(one[step] for one in tries), 1) for step in ("forward", "decode")},
+        },
     }
 
 
