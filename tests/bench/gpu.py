@@ -174,7 +174,7 @@ def run_part(words: Sequence[str], limit_s: float, rehearse: bool) -> Outcome:
             process = subprocess.Popen(
                 [sys.executable, "-m", *words],
                 cwd=ROOT,
-                env={**os.environ, **(REHEARSAL if rehearse else {})},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(REHEARSAL if rehearse else {})},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -138,7 +138,9 @@ def main() -> None:
     args = parser.parse_args()
     limit = matrix_rate(args.precision)
     name = torch.cuda.get_device_name() if CUDA else "CPU"
-    rows: list[Callable[[], dict[str, Any]]] = [lambda: {"bench": "products", "on": name, "tflop_per_s": limit / 1e12}]
+    rows: list[Callable[[], dict[str, Any]]] = [
+        lambda: {"bench": "products", "on": name, "tflop_per_s": round(limit / 1e12, 3)}
+    ]
     for case in args.cases:
         backbone, side, size = case.split(":")
         rows.append(lambda b=backbone, s=int(side), n=int(size): steps(b, s, n, args, limit))
