@@ -15,11 +15,11 @@ ALONE = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 def ran(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", *words], capture_output=True, text=True, env={**ALONE, **more}, timeout=280
+        [sys.executable, "-m", *words], capture_output=True, text=True, env={**ALONE, **more}, timeout=580
     )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_peers_of_the_verb_write_its_codes() -> None:
     tiny = "--images 0 --verb 40 --verb-photographs 0 --backbone test_resnet --precision fp32 --bare-s 0.1"
     done = ran("tests.bench.feed", *tiny.split())
@@ -34,7 +34,7 @@ def test_peers_of_the_verb_write_its_codes() -> None:
         )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_rehearsal_of_make_gpu_runs_every_part(tmp_path: Path) -> None:
     out = tmp_path / "gpu.md"
     done = ran("tests.bench.gpu", "--rehearse", "--out", str(out))
