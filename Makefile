@@ -6,10 +6,11 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q
 DATA ?=
 OUT ?=
+REHEARSE ?=
 GUIDED_S ?= 3600
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit chaos fuzz guided bench check audit lock clean
+.PHONY: help demo test unit chaos fuzz guided bench gpu check audit lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -48,6 +49,9 @@ bench: $(READY) ## Cost of safety, pixels beside Pillow, memory and feed of an e
 	@$(VENV)/bin/python -m tests.bench.dedupe
 	@$(VENV)/bin/python -m tests.bench.planner
 	@$(VENV)/bin/python -m tests.bench.training --steps 3
+
+gpu: $(READY) ## All that needs a GPU, in 35 minutes, into one file or OUT=file; DATA=folder of CIFAR-10; REHEARSE=1 tries it on the CPU
+	@$(VENV)/bin/python -m tests.bench.gpu $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA)) $(if $(REHEARSE),--rehearse)
 
 check: $(READY) ## Lint, formatting, types, import rules
 	@$(VENV)/bin/ruff check .

@@ -5,11 +5,13 @@
 All take turns on the same random codes; a ratio is that of the medians of their seconds. Faiss is `GpuIndexBinaryFlat`,
 where Faiss was built for GPUs. The limits are the int8 products of a large matrix product on the same card, of which a
 search needs one for each bit of each pair, and a copy inside its memory, of which a search needs each code read once.
-Distances and rows are compared with those of the scan.
+Distances and rows are compared with those of the scan. Without a GPU it runs under TRITON_INTERPRET=1 only, as a
+rehearsal of few codes.
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -22,8 +24,15 @@ import torch
 from hhnet import hamming_knn
 from hhnet.search.device import DeviceCodes
 
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
 CHECKED = 8
 """Queries whose answers are compared with the scan's."""
+
+
+def await_gpu() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
 
 
 def medians(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -31,10 +40,10 @@ def medians(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
     times: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
-            torch.cuda.synchronize()
+            await_gpu()
             begun = time.perf_counter()
             work()
-            torch.cuda.synchronize()
+            await_gpu()
             if number:
                 times[name].append(time.perf_counter() - begun)
     return {name: statistics.median(found) for name, found in times.items()}
@@ -42,9 +51,9 @@ def medians(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
 
 def limits() -> dict[str, float]:
     """int8 products a second, and bytes read and written a second, of this card."""
-    side, size = 8192, 1 << 31
-    matrix = torch.randint(-100, 100, (side, side), dtype=torch.int8, device="cuda")
-    source = torch.empty(size, dtype=torch.uint8, device="cuda")
+    side, size = (8192, 1 << 31) if CUDA else (256, 1 << 20)
+    matrix = torch.randint(-100, 100, (side, side), dtype=torch.int8, device=DEVICE)
+    source = torch.empty(size, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     found = medians(
         {"product": lambda: torch._int_mm(matrix, matrix.t()), "copy": lambda: target.copy_(source)}, rounds=10
@@ -71,8 +80,8 @@ def search(count: int, bits: int, num_queries: int, k: int, rounds: int, card: M
     codes = random.integers(0, 256, (count, bits // 8), dtype=np.uint8)
     queries = random.integers(0, 256, (num_queries, bits // 8), dtype=np.uint8)
     begun = time.perf_counter()
-    ours = DeviceCodes([codes])
-    torch.cuda.synchronize()
+    ours = DeviceCodes([codes], DEVICE)
+    await_gpu()
     copied = time.perf_counter() - begun
     few = queries[:CHECKED]
     for mine, other in zip(ours.knn(few, k), hamming_knn(few, codes, k), strict=True):
@@ -111,11 +120,13 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    if not torch.cuda.is_available():
+    if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
         sys.exit("torch sees no GPU here: this benchmark needs one")
     card = limits()
     rates = {name: float(f"{value:.4g}") for name, value in card.items()}
-    sys.stdout.write(json.dumps({"bench": "gpu", "card": torch.cuda.get_device_name(), **rates}) + "\n")
+    sys.stdout.write(
+        json.dumps({"bench": "gpu", "card": torch.cuda.get_device_name() if CUDA else "CPU", **rates}) + "\n"
+    )
     for bits in args.bits:
         for num_queries in args.queries:
             row = search(args.codes, bits, num_queries, args.k, args.rounds, card)

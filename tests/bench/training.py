@@ -3,6 +3,7 @@
     python -m tests.bench.training [--cases hrnet_w18_small:32:512 ...] [--precision bf16] [--steps 10] [--compile]
 
 A case is backbone:side:batch. A step is a whole one: normalise, forward, loss, backward, clip, AdamW, averaged weights.
+`bare` is forward and backward of the same network alone, at the same precision, on normalised images in its memory.
 Its floating-point operations are counted by torch in the convolutions and matrix products of both passes. The limit is
 a large matrix product at the same precision in the same process. Decoding is measured apart (`data` row): small images
 from memory through crop, mirror and stacking, in one process.
@@ -24,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
+from pipelines.encode.encoder import autocast
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import open_shards
 from pipelines.train.batches import DecodedCache, TrainData, epoch_batches, epoch_leg, preprocess_of
@@ -32,6 +34,8 @@ from tests.support.pictures import write_folder
 
 CLASSES = 10
 CUDA = torch.cuda.is_available()
+STEPS = 5
+"""Steps between two looks at the clock."""
 
 
 def timed(work: Callable[[], object], rounds: int) -> float:
@@ -60,6 +64,21 @@ def batch_of(side: int, size: int) -> Batch:
     return Batch(random.integers(0, 256, (size, side, side, 3), np.uint8), labels, [str(n) for n in range(size)])
 
 
+def bare(learner: Learner, batch: Batch) -> Callable[[], None]:
+    """Forward and backward of a learner's network, as often as `steps` takes steps."""
+    squares = torch.from_numpy(batch.squares).to(learner.device)
+    images = learner.preprocess.normalise(squares).contiguous(memory_format=torch.channels_last)
+
+    def passes() -> None:
+        for _ in range(STEPS):
+            with autocast(learner.device, learner.config.model.precision):
+                outputs = learner.model(images)
+            outputs.float().square().mean().backward()
+            learner.model.zero_grad(set_to_none=True)
+
+    return passes
+
+
 def steps(backbone: str, side: int, size: int, args: argparse.Namespace, limit: float) -> dict[str, Any]:
     stem = 4 if side > 64 else 1
     sets = [f"model.backbone={backbone}", f"model.stem_stride={stem}", f"data.image_size={side}"]
@@ -75,7 +94,9 @@ def steps(backbone: str, side: int, size: int, args: argparse.Namespace, limit: 
     compiled = time.perf_counter() - begun
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
-    seconds = timed(lambda: [learner.step(batch) for _ in range(5)], args.steps) / 5
+    seconds = timed(lambda: [learner.step(batch) for _ in range(STEPS)], args.steps) / STEPS
+    peak = round(torch.cuda.max_memory_allocated() / 2**30, 2) if CUDA else None
+    alone = timed(bare(learner, batch), args.steps) / STEPS
     return {
         "bench": "training",
         "backbone": backbone,
@@ -85,9 +106,11 @@ def steps(backbone: str, side: int, size: int, args: argparse.Namespace, limit: 
         "compiled_s": round(compiled, 1) if args.compile else None,
         "ms_per_step": round(1e3 * seconds, 2),
         "images_per_s": round(size / seconds, 1),
+        "bare_images_per_s": round(size / alone, 1),
+        "of_bare": round(alone / seconds, 3),
         "gflop_per_image": round(counter.get_total_flops() / size / 1e9, 3),
         "of_products": round(counter.get_total_flops() / seconds / limit, 4),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if CUDA else None,
+        "peak_gib": peak,
     }
 
 
@@ -115,7 +138,9 @@ def main() -> None:
     args = parser.parse_args()
     limit = matrix_rate(args.precision)
     name = torch.cuda.get_device_name() if CUDA else "CPU"
-    rows: list[Callable[[], dict[str, Any]]] = [lambda: {"bench": "products", "on": name, "tflop_per_s": limit / 1e12}]
+    rows: list[Callable[[], dict[str, Any]]] = [
+        lambda: {"bench": "products", "on": name, "tflop_per_s": round(limit / 1e12, 3)}
+    ]
     for case in args.cases:
         backbone, side, size = case.split(":")
         rows.append(lambda b=backbone, s=int(side), n=int(size): steps(b, s, n, args, limit))
