@@ -90,7 +90,8 @@ class Preprocess:
     def normalise(self, images_BHWC: Tensor) -> Tensor:
         """Normalise: uint8 (B, S, S, 3) on any device -> float32 (B, 3, S, S) there, in channels-last memory order."""
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        scale, shift = (1 / (255 * std)).to(images_BHWC.device), (-mean / std).to(images_BHWC.device)
+        # Not blocking: otherwise each batch would wait for all the work that a GPU still has in its queue.
+        scale, shift = (one.to(images_BHWC.device, non_blocking=True) for one in (1 / (255 * std), -mean / std))
         return (images_BHWC.to(torch.float32) * scale + shift).permute(0, 3, 1, 2)
 
     def __call__(self, image: npt.NDArray[np.uint8]) -> Tensor:

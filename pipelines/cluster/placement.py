@@ -6,6 +6,7 @@ no workers.
 """
 
 import logging
+import os
 import re
 import threading
 import time
@@ -213,6 +214,14 @@ def _shares(node: Node, need: Need) -> Iterable[int]:
     if need.gpus:
         cpus = max(1, int(cpus * need.gpus / gpus)) if gpus >= need.gpus else 0
     return range(1, cpus + 1)
+
+
+def hide_unreserved_gpus() -> None:
+    """Hide the node's GPUs from a worker that reserved none: Ray leaves them visible, and torch would take one."""
+    import ray
+
+    if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def share_of_cpus(settings: PlacedSettings) -> float:

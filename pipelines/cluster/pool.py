@@ -23,7 +23,15 @@ from typing import Any, Generic, TypeVar
 from pipelines.cluster.attempts import OWN_FAULT, Attempt, AttemptFailed, End, Outcome, cause_of_death, first_line
 from pipelines.cluster.head import require_node
 from pipelines.cluster.metrics import Meter, Show
-from pipelines.cluster.placement import FREE_COUNT_LAG_S, Need, Node, count_places, explain_shortage, list_live_nodes
+from pipelines.cluster.placement import (
+    FREE_COUNT_LAG_S,
+    Need,
+    Node,
+    count_places,
+    explain_shortage,
+    hide_unreserved_gpus,
+    list_live_nodes,
+)
 from pipelines.console import logged_in_worker
 from pipelines.errors import ClusterUnavailable, WorkFailed
 
@@ -75,6 +83,7 @@ class _Worker:
 
     def build(self) -> int | None:
         """Build the worker and return its first progress."""
+        hide_unreserved_gpus()
         self._worker = self._make()
         return self.progress()
 

@@ -182,7 +182,7 @@ class Learner:
 
     def _gather(self, z_bK: Tensor, batch: Batch) -> tuple[Tensor, Tensor, list[str]]:
         """Return real codes, labels and keys of all workers, in rank order; only this worker's codes carry gradient."""
-        labels_bC = torch.from_numpy(batch.labels).to(self.device, torch.float32)
+        labels_bC = torch.from_numpy(batch.labels).to(self.device, torch.float32, non_blocking=True)
         # Digests, since gathered tensors need keys of one length; with one worker too, so that the loss's keys agree.
         digests = [hashlib.blake2b(key.encode(), digest_size=KEY_BYTES).digest() for key in batch.keys]
         if self.world == 1:

@@ -21,7 +21,14 @@ from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
 from pipelines.artifacts.versions import find_finished, open_current, read_all_manifests
 from pipelines.cluster.failures import training_failure
-from pipelines.cluster.placement import Need, await_training_needs, explain_shortage, list_live_nodes, widen_need
+from pipelines.cluster.placement import (
+    Need,
+    await_training_needs,
+    explain_shortage,
+    hide_unreserved_gpus,
+    list_live_nodes,
+    widen_need,
+)
 from pipelines.cluster.progress import BOARD_TIMEOUT_S, BoardView, say_resumed, start_board
 from pipelines.cluster.ray_private import START_TIMEOUT_VARIABLE
 from pipelines.cluster.session import ray_address, ray_session, require_shared_store
@@ -331,6 +338,7 @@ def _ray_loop(settings: dict[str, Any]) -> None:
     board = settings["board"]
     if ray.get(board.failure.remote(), timeout=BOARD_TIMEOUT_S) is not None:
         return
+    hide_unreserved_gpus()
     torch.set_num_threads(settings["cpus"])
     try:
         train_worker(

@@ -59,6 +59,16 @@ class First:
             self.progress += 1
 
 
+class SeesGpus:
+    def run(self, item: int) -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_a_worker_without_a_gpu_of_its_own_sees_none(local_ray: None) -> None:
+    """Else torch would put each such worker on the node's first GPU."""
+    assert by_item(map_items(SeesGpus, (), [1], workers=1))[1].result == ""
+
+
 def test_a_worker_that_dies_costs_an_attempt_and_no_item(
     tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
