@@ -276,8 +276,8 @@ class EncodeSettings(GpuPlacedSettings):
     """Processes per encoding worker that read and decode images, with data.workers threads each; 0 = threads of the
     worker itself; unset = 0 on a CPU, and on a GPU as many as fit into its share of the node's CPUs."""
     decoders: Annotated[int | Literal["auto"], number_or_auto(0, 256)] = "auto"
-    """Decoders per encoding worker that Ray places on any node with data.workers free CPUs for each; auto = 0 on a CPU,
-    and beside a GPU its share of the CPUs of the nodes without GPUs. With decoders, decode_processes is at least 1."""
+    """Decoders per encoding worker that Ray places on any nodes with data.workers free CPUs for each; auto = beside a
+    GPU a share of the CPUs of the nodes without GPUs, else 0. With decoders, decode_processes is at least 1."""
     carry: Annotated[tuple[str, ...], ChangesResult("codes")] = ()
     """Metadata columns of the samples' JSON to carry into the codes."""
     real_codes: Annotated[bool, ChangesResult("codes")] = False

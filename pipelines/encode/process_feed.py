@@ -41,10 +41,10 @@ REMOTE_CHUNK_BYTES = 16 << 20
 """Most bytes of the squares of a chunk where decoders on other nodes send them, unless one square has more."""
 LOOK_EVERY_S = 3.0
 """Seconds from one look for a place for a decoder on another node to the next."""
-MOST_DOUBTS = 3
+MOST_FAILURES = 3
 """Answers of no use in a row after which a decoder on another node is ended: its node may not see the store."""
 RETRY_S = 60.0
-"""Seconds without a further decoder in place of one that did not start, or was of no use."""
+"""Seconds until the next decoder in place of one that was ended so, or of so many that ended before any was of use."""
 SPARE_BATCHES = 3
 """Batches of the ring beyond those in work: two that the network has, and one that is whole and waits."""
 
@@ -94,8 +94,10 @@ class _Lane:
     ready: bool = False
     unwanted: bool = False
     """Whether it was killed because of what it has to do."""
+    useful: bool = False
+    """Whether an answer of it counted."""
     doubts: int = 0
-    """Answers of no use, in a row."""
+    """Answers of no use since then, in a row."""
 
 
 class RemoteDecoders(Protocol):
@@ -305,15 +307,16 @@ class ProcessFeed:
     def _serve_remote(self, number: int) -> None:
         """Keep a decoder on another node at work where there is room, and replace it when it ends."""
         assert self._remote is not None
+        useless = 0
         while not (self._closed or self._broken):
-            decoder = self._remote.start()
-            lane = None if decoder is None else _Lane(decoder)
-            if lane is not None:
+            decoder, pause_s = self._remote.start(), LOOK_EVERY_S
+            if decoder is not None:
+                lane = _Lane(decoder)
                 self._employ(number, lane)
-            useless = lane is not None and (not lane.ready or lane.doubts > 0)
-            if lane is None or useless:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closed or self._broken, RETRY_S if useless else LOOK_EVERY_S)
+                useless = 0 if lane.useful else useless + 1
+                pause_s = RETRY_S if lane.doubts or useless >= MOST_FAILURES else 0.0
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._broken, pause_s)
 
     def _employ(self, number: int, lane: _Lane) -> None:
         """Give a decoder chunks and take its answers until it ends."""
@@ -338,9 +341,10 @@ class ProcessFeed:
         with self._changed:
             self._failed_starts = 0 if ready else self._failed_starts + 1
         if not ready and self._failed_starts >= self._most_deaths and not self._closed:
+            also = "" if self._remote is None else " and encode.decoders=0"
             self._break(
                 f"{self._failed_starts} decode processes in a row ended before they were ready: look at the memory "
-                "and the logs of this node, or set encode.decode_processes=0"
+                f"and the logs of this node, or set encode.decode_processes=0{also}"
             )
 
     def _drive(self, lane: _Lane) -> None:
@@ -352,14 +356,14 @@ class ProcessFeed:
             with self._changed:
                 chunk = lane.chunks.popleft()
                 if lane.decoder.own or _is_certain(answer):
-                    lane.doubts = 0
+                    lane.useful, lane.doubts = True, 0
                     self._note(chunk, answer)
                     continue
                 lane.doubts += 1
                 _log.info("%s could not read %s", lane.decoder.name, chunk.reading.shard.name)
                 self._return(replace(chunk, own=True))
                 self._changed.notify_all()
-                if lane.doubts >= MOST_DOUBTS:
+                if lane.doubts >= MOST_FAILURES:
                     return
 
     def _break(self, text: str) -> None:

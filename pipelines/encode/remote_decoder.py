@@ -29,8 +29,8 @@ if TYPE_CHECKING:  # they import torch, which must see what DecodeWorker sets
 
 _log = logging.getLogger(__name__)
 
-READY_S = 30.0
-"""Seconds that a decoder may take to be ready; so long one may wait for room that another job took meanwhile."""
+PLACE_S = 30.0
+"""Seconds that a decoder may take to get its place, if another job took the room meanwhile."""
 MOST_CPUS = 16
 """CPUs of the decoders that `encode.decoders=auto` asks for at most for each worker; their squares fill 10 Gbit/s."""
 
@@ -38,11 +38,12 @@ MOST_CPUS = 16
 def count_decoders(config: Config, gpus: float, nodes: Sequence[Node]) -> int:
     """Return how many decoders an encoding worker that has `gpus` GPUs asks for.
 
-    `auto` divides the CPUs of the nodes without GPUs among the workers that the GPUs hold. Without a GPU it is 0.
+    `auto` divides the CPUs of the nodes without GPUs among the workers that the GPUs hold. It is 0 without a GPU, or if
+    the user wants no processes.
     """
     if config.encode.decoders != "auto":
         return config.encode.decoders
-    if not gpus:
+    if not gpus or config.encode.decode_processes == 0:
         return 0
     threads = config.data.workers
     places = sum(int(node.total.get("CPU", 0) / threads) for node in nodes if not node.total.get("GPU"))
@@ -69,15 +70,16 @@ def decoder_places(nodes: Sequence[Node], cpus: int, kept: float) -> list[str]:
 class DecodeWorker:
     """Runs in an actor, which calls it from a thread for each chunk: it reads one while it decodes another."""
 
-    def __init__(self, preprocess: Mapping[str, object], threads: int, metadata: bool) -> None:
+    def place(self) -> str:
+        """Return where it runs, as host:pid."""
+        return f"{socket.gethostname()}:{os.getpid()}"
+
+    def build(self, preprocess: Mapping[str, object], threads: int, metadata: bool) -> None:
+        """Make ready to decode."""
         os.environ["OMP_NUM_THREADS"] = "1"  # for torch, not imported yet: pictures are decoded side by side already
         from pipelines.encode.decoder import ChunkDecoder
 
         self._decoder = ChunkDecoder(preprocess, threads, metadata)
-
-    def place(self) -> str:
-        """Return where it runs, as host:pid."""
-        return f"{socket.gethostname()}:{os.getpid()}"
 
     def decode(self, line: str) -> "tuple[str, Squares]":
         """Decode a chunk; return the answer and the squares."""
@@ -100,26 +102,27 @@ class RemoteDecoder:
         options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": CHUNKS_EACH}
         there = NodeAffinitySchedulingStrategy(node, soft=False)
         remote = ray.remote(num_cpus=shaping.threads, scheduling_strategy=there, **options)(DecodeWorker)
-        self._actor = remote.remote(shaping.preprocess.to_dict(), shaping.threads, shaping.metadata)
-        self._place = self._actor.place.remote()
+        self._actor, self._shaping = remote.remote(), shaping
         self._asked: deque[tuple[ray.ObjectRef, Squares]] = deque()
-        self._ended = "is ended"
+        self._ended = "was ended"
         self.name = f"the decoder on node {node}"
 
     def await_ready(self) -> bool:
-        """Wait until it is ready, at most READY_S; return False if it is not."""
+        """Wait until it is ready; return False if it has no place after PLACE_S, or ended."""
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import GetTimeoutError, RayError
 
+        how = self._shaping
         try:
-            ready, _ = ray.wait([self._place], timeout=READY_S)
-            if ready:
-                self.name = f"the decoder {ray.get(self._place)}"
-            else:
-                self._ended = f"found no room within {READY_S:g} s"
+            self.name = f"the decoder {ray.get(self._actor.place.remote(), timeout=PLACE_S)}"
+            ray.get(self._actor.build.remote(how.preprocess.to_dict(), how.threads, how.metadata))
+        except GetTimeoutError:
+            self._ended = f"found no room within {PLACE_S:g} s"
+            return False
         except RayError as error:
-            self._ended, ready = f"did not start: {first_line(error)}", []
-        return bool(ready)
+            self._ended = f"did not start: {first_line(error)}"
+            return False
+        return True
 
     def ask(self, line: str, squares: "Squares") -> None:
         """Ask for a chunk, whose squares are copied into `squares` with the answer."""
@@ -128,7 +131,6 @@ class RemoteDecoder:
     def answer(self) -> "DecodedChunk | tuple[str, str] | None":
         """Return the next answer; None if the decoder or its node is gone, or what came is no answer."""
         import ray
-        from ray.exceptions import RayError
 
         from pipelines.encode.decoder import parse_answer
 
@@ -137,11 +139,9 @@ class RemoteDecoder:
             line, squares = ray.get(ref)
             place[:] = squares
             return parse_answer(line)
-        except RayError as error:
-            self._ended = f"ended: {first_line(error)}"
-        except (ValueError, TypeError, LookupError) as error:  # from another version of this module
-            self._ended = f"gave no answer to what it was asked: {error}"
-        return None
+        except Exception as error:  # whatever it is, the chunk is decoded again
+            self._ended = f"gave no answer: {type(error).__name__}: {error}".splitlines()[0]
+            return None
 
     def kill(self) -> None:
         """End it at once."""
@@ -178,15 +178,20 @@ class PlacedDecoders:
         return None if node is None else RemoteDecoder(node, self._shaping)
 
     def _look(self) -> list[str]:
-        from ray.exceptions import RayError
-
-        try:
-            nodes = list_live_nodes()
-        except (RayError, RuntimeError) as error:  # the head does not answer: the worker goes on as it is
-            _log.info("no places for decoders: %s", first_line(error))
-            return []
+        nodes = _find_nodes()
         # Other workers look at the same moment: so not all of them begin with the same node.
         return decoder_places(random.sample(nodes, len(nodes)), self._shaping.threads, self._kept)
+
+
+def _find_nodes() -> list[Node]:
+    """Return the live nodes; none while the head does not answer, since a worker can do without decoders."""
+    from ray.exceptions import RayError
+
+    try:
+        return list_live_nodes()
+    except (RayError, RuntimeError) as error:
+        _log.info("no decoders for now: the head of Ray does not tell its nodes: %s", error)
+        return []
 
 
 def place_decoders(config: Config, shaping: "Shaping") -> PlacedDecoders | None:
@@ -200,5 +205,5 @@ def place_decoders(config: Config, shaping: "Shaping") -> PlacedDecoders | None:
         return None
     reserved = context.get_assigned_resources()
     gpus = reserved.get("GPU", 0.0)
-    most = count_decoders(config, gpus, list_live_nodes() if gpus else ())
+    most = count_decoders(config, gpus, _find_nodes() if gpus else ())
     return PlacedDecoders(most, shaping, gpus, reserved.get("CPU", 0.0)) if most else None

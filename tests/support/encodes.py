@@ -99,8 +99,9 @@ def decoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def remote_decoders(cluster: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The decoders on the nodes of a cluster, or below a verb with a Ray of its own, that have their place."""
-    return _below(cluster, lambda words: words[:1] != [] and words[0].startswith("ray::DecodeWorker"))
+    """The decoders on the nodes of a cluster, or below a verb with a Ray of its own, that are ready or nearly so."""
+    titles = ["ray::DecodeWorker"], ["ray::DecodeWorker.decode"]
+    return _below(cluster, lambda words: words[:1] in titles)
 
 
 def starting_decoders(cluster: subprocess.Popen[str]) -> list[psutil.Process]:

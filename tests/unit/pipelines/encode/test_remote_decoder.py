@@ -30,6 +30,7 @@ GPU_NODES = [node("a", 32, 4), node("b", 32, 4)]
         (["encode.workers=2"], 1, [*GPU_NODES, node("c", 16)], 4),
         (["data.workers=32"], 1, [node("a", 8, 1), node("c", 64)], 1),
         (["data.workers=4"], 1, [node("a", 8, 1), node("c", 8)], 2),
+        (["encode.decode_processes=0"], 1, [node("a", 8, 1), node("c", 64)], 0),
         (["encode.decoders=0"], 1, [node("a", 8, 1), node("c", 64)], 0),
         (["encode.decoders=5"], 0, [], 5),
     ],
