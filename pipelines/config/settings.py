@@ -44,17 +44,19 @@ WeightsPath = Annotated[str, AfterValidator(os.path.expanduser)]
 """`timm`, or the path of a safetensors file."""
 
 
-def check_batch_size(value: Any) -> Any:
-    """Return a number of images per forward pass, or `auto`, unchanged. Raises ValueError for another value."""
-    number = int(value) if isinstance(value, str) and value.isdigit() else value
-    if number != "auto" and not (type(number) is int and 1 <= number <= MAX_BATCH_SIZE):
-        raise ValueError(f"write a number from 1 to {MAX_BATCH_SIZE}, or auto")
-    return value
+def number_or_auto(least: int, most: int) -> BeforeValidator:
+    """Return the check of a setting that is a number from `least` to `most`, or `auto`."""
+
+    def check(value: Any) -> Any:
+        number = int(value) if isinstance(value, str) and value.isdigit() else value
+        if number != "auto" and not (type(number) is int and least <= number <= most):
+            raise ValueError(f"write a number from {least} to {most}, or auto")
+        return value
+
+    return BeforeValidator(check)
 
 
-MAX_BATCH_SIZE = 65_536
-"""Most images per forward pass."""
-BatchSize = Annotated[int | Literal["auto"], BeforeValidator(check_batch_size)]
+BatchSize = Annotated[int | Literal["auto"], number_or_auto(1, 65_536)]
 """Images per forward pass, or `auto`."""
 CPU_BATCH_SIZE = 64
 """Images per forward pass by default, and on a CPU also if `encode.batch_size` is auto."""
@@ -274,6 +276,9 @@ class EncodeSettings(GpuPlacedSettings):
     decode_processes: int | None = Field(None, ge=0, le=256)
     """Processes per encoding worker that read and decode images, with data.workers threads each; 0 = threads of the
     worker itself; unset = 0 on a CPU, and on a GPU as many as fit into its share of the node's CPUs."""
+    decoders: Annotated[int | Literal["auto"], number_or_auto(0, 256)] = "auto"
+    """Decoders per encoding worker that Ray places on any nodes with data.workers free CPUs for each; auto = beside a
+    GPU a share of the CPUs of the nodes without GPUs, else 0. With decoders, decode_processes is at least 1."""
     carry: Annotated[tuple[str, ...], ChangesResult("codes")] = ()
     """Metadata columns of the samples' JSON to carry into the codes."""
     real_codes: Annotated[bool, ChangesResult("codes")] = False

@@ -8,6 +8,7 @@ shard          one encoded shard as bytes
 encoder        a model and its forward pass, batch after batch
 feed           the batches, decoded by threads or, in process_feed, by processes
 decoder        from bytes to squares, and the process that does it
+remote_decoder actors on other nodes that decode too
 receipts       what was put for a shard, claimed once
 codes          codes artifacts, opened
 retry_rejects  another go at the rejects of published codes

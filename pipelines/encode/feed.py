@@ -1,8 +1,8 @@
 """Feeds a network with batches of decoded squares, and makes the next shard ready while this one runs.
 
 ThreadFeed decodes with threads of this process, which suits a CPU: there the network has the cores anyway. Of the next
-shard it reads some samples ahead. ProcessFeed (`process_feed`) decodes in processes of their own, and goes on with the
-next shard where this one has no samples left.
+shard it reads some samples ahead. ProcessFeed (`process_feed`) decodes in processes of their own, also on other nodes,
+and goes on with the next shard where this one has no samples left.
 
 A batch holds samples of one shard only, in row order; behind a reject the following samples move up. So batches, and
 codes, are a function of the shard alone, whoever decodes.
@@ -61,10 +61,12 @@ class Feed(Protocol):
 
     apart: bool
     """Whether images are decoded in other processes, so that none of the next shard can harm this one."""
-    lanes: int
-    """Threads that decode, in all processes."""
     chunk_samples: int
     """Samples that an object store is asked for at a time; 0 = whole blocks, whatever is in them."""
+
+    @property
+    def lanes(self) -> int:
+        """Threads that decode, in all processes."""
 
     def expect(self, shard: Shard) -> None:
         """Make a shard ready that is likely to follow."""

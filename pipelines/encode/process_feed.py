@@ -1,28 +1,31 @@
 """Feeds a network with squares that processes of their own decode (`decoder`), into a ring of batches in shared memory.
 
 So the thread that launches the work of a GPU has the interpreter lock of its process to itself.
+
+Decoders on other nodes (`remote_decoder`) help: each takes chunks of the same shards, and its squares are copied into
+the same ring. A chunk is handed out once its batch has a place in the ring, which bounds what is under way. The worker
+never waits for such a decoder to start, and what one fails to do costs time alone: a chunk that it died over, could not
+read or found damaged is decoded again by a process of the worker, and only what this one finds counts.
 """
 
 import logging
 import math
 import mmap
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import IO
+from typing import Protocol
 
 import numpy as np
 
 from pipelines import errors
+from pipelines.artifacts.tables import Reason
 from pipelines.cluster.attempts import AttemptFailed
-from pipelines.encode.decoder import BEGUN, READY, DecodedChunk, DecodeTask, chunk_line, parse_answer, task_line
+from pipelines.encode.decoder import DecodedChunk, DecodeProcess, Decoder, DecodeTask, chunk_line
 from pipelines.encode.feed import Collected, Fed, Shaping
 from pipelines.errors import HHNetError, WorkFailed
 from pipelines.shards.containers.limits import ImageReject
@@ -31,9 +34,17 @@ from pipelines.shards.shards import Record, Sample, Shard, ShardSet
 _log = logging.getLogger(__name__)
 
 CHUNK_SAMPLES = 32
-"""Most samples that a decode process is given at a time; an object store gets one request for each chunk."""
+"""Most samples that a decoder is given at a time; an object store gets one request for each chunk."""
 CHUNKS_EACH = 2
-"""Chunks that a decode process has at a time: it reads one while it decodes the other."""
+"""Chunks that a decoder has at a time: it reads one while it decodes the other."""
+REMOTE_CHUNK_BYTES = 16 << 20
+"""Most bytes of the squares of a chunk where decoders on other nodes send them, unless one square has more."""
+LOOK_EVERY_S = 3.0
+"""Seconds from one look for a place for a decoder on another node to the next."""
+MOST_FAILURES = 3
+"""Answers of no use in a row after which a decoder on another node is ended: its node may not see the store."""
+RETRY_S = 60.0
+"""Seconds until the next decoder in place of one that was ended so, or of so many that ended before any was of use."""
 SPARE_BATCHES = 3
 """Batches of the ring beyond those in work: two that the network has, and one that is whole and waits."""
 
@@ -54,7 +65,7 @@ class _Reading:
     """Sample, reject and animation by row."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "decode"), 0.0))
     held: int = 0
-    """Chunks that processes have."""
+    """Chunks that decoders have."""
     failed: Exception | None = None
     left: bool = False
     """Whether nobody wants it any more."""
@@ -70,62 +81,41 @@ class _Chunk:
     first: int
     deaths: int = 0
     """Processes that had it as their first and died before they began to decode it."""
+    own: bool = False
+    """Whether only a process of the worker may decode it."""
 
 
-class _Child:
-    """A decode process. It is a child of the thread that makes it, and dies with this thread."""
+@dataclass(eq=False)
+class _Lane:
+    """A decoder at work, and its chunks in the order of its answers."""
 
-    def __init__(self, task: DecodeTask) -> None:
-        path = os.pathsep.join(filter(None, sys.path))
-        self.process = subprocess.Popen(
-            # -P: a module in the present folder must not take the place of one of ours.
-            [sys.executable, "-P", "-m", "pipelines.encode.decoder"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=[task.memory],
-            text=True,
-            encoding="utf-8",
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )
-        self.chunks: deque[_Chunk] = deque()
-        self.begun = False
-        """Whether it decodes the first of its chunks."""
-        self.unwanted = False
-        """Whether it was killed because of what it has to do."""
-        self.send(task_line(task))
-
-    def send(self, line: str) -> None:
-        """Send a line, unless the process has ended: `receive` tells."""
-        with suppress(OSError):
-            stream = _piped(self.process.stdin)
-            stream.write(line)
-            stream.flush()
-
-    def receive(self) -> str:
-        """Return the next line, or "" once the process has ended."""
-        line = _piped(self.process.stdout).readline()
-        return line if line.endswith("\n") else ""
-
-    def end(self) -> int:
-        """Kill the process if it lives; return its exit code."""
-        self.process.kill()
-        for stream in (self.process.stdin, self.process.stdout):
-            with suppress(OSError):  # what was not sent is of no use any more
-                _piped(stream).close()
-        return self.process.wait()
+    decoder: Decoder
+    chunks: deque[_Chunk] = field(default_factory=deque)
+    ready: bool = False
+    unwanted: bool = False
+    """Whether it was killed because of what it has to do."""
+    useful: bool = False
+    """Whether an answer of it counted."""
+    doubts: int = 0
+    """Answers of no use since then, in a row."""
 
 
-def _piped(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None, "both streams are pipes"
-    return stream
+class RemoteDecoders(Protocol):
+    """Decoders on other nodes, at most `most` at a time."""
+
+    most: int
+
+    def start(self) -> Decoder | None:
+        """Start one more, or return None where no node has room."""
 
 
 class ProcessFeed:
-    """Decodes in `processes` processes of `threads` threads each.
+    """Decodes in `processes` processes of `threads` threads each, at least one, and in decoders on other nodes.
 
     The ring lies in memory that has no name: whatever ends this process, its memory is freed with its decode processes.
     A decode process that dies fails the shard of the chunk that it decoded, and is replaced. After `most_deaths` in a
-    row before they were ready the work ends, and after so many before they began a chunk its shard fails.
+    row before they were ready the work ends, and after so many before they began a chunk its shard fails. A decoder on
+    another node fails no shard. It is replaced too, after a while where it was of no use.
     """
 
     apart = True
@@ -137,12 +127,15 @@ class ProcessFeed:
         processes: int,
         advance: Callable[[], None] = lambda: None,
         most_deaths: int = 3,
+        remote: RemoteDecoders | None = None,
     ) -> None:
         self._shards, self._batch_size, self._advance = shards, shaping.batch_size, advance
-        self._most_deaths = most_deaths
-        self.lanes, self.chunk_samples = processes * shaping.threads, min(CHUNK_SAMPLES, self._batch_size)
-        batches = SPARE_BATCHES + math.ceil(processes * CHUNKS_EACH * self.chunk_samples / self._batch_size)
-        side = shaping.preprocess.size
+        self._most_deaths, self._remote = most_deaths, remote
+        self.chunk_samples, side = min(CHUNK_SAMPLES, self._batch_size), shaping.preprocess.size
+        if remote is not None:
+            self.chunk_samples = max(1, min(self.chunk_samples, REMOTE_CHUNK_BYTES // (side * side * 3)))
+        decoders = processes + (remote.most if remote is not None else 0)
+        batches = SPARE_BATCHES + math.ceil(decoders * CHUNKS_EACH * self.chunk_samples / self._batch_size)
         shape = (batches * self._batch_size, side, side, 3)
         size = int(np.prod(shape))
         memory = _nameless_memory(size)
@@ -152,17 +145,28 @@ class ProcessFeed:
         self._readings: list[_Reading] = []
         self._free = list(range(batches))
         self._returned: deque[_Chunk] = deque()
-        """Chunks that a process had when it died, but had not begun."""
-        self._children: dict[int, _Child] = {}
+        """Chunks that came back without an answer that counts."""
+        self._lanes: dict[int, _Lane] = {}
         self._failed_starts = 0
         self._broken: Exception | None = None
         self._closed = False
         self._threads = [
-            threading.Thread(target=self._serve, args=(number,), name=f"feed {number}", daemon=True)
-            for number in range(processes)
+            threading.Thread(
+                target=self._serve if number < processes else self._serve_remote,
+                args=(number,),
+                name=f"feed {number}",
+                daemon=True,
+            )
+            for number in range(decoders)
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def lanes(self) -> int:
+        """Threads that decode, in all decoders that are ready."""
+        with self._changed:
+            return self._task.threads * max(1, sum(lane.ready for lane in self._lanes.values()))
 
     def expect(self, shard: Shard) -> None:
         """Have a shard decoded as soon as the one before has no samples left."""
@@ -187,12 +191,12 @@ class ProcessFeed:
             )
 
     def close(self) -> None:
-        """End the decode processes."""
+        """End the decoders."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            for child in self._children.values():
-                child.process.kill()
+            for lane in self._lanes.values():
+                lane.decoder.kill()
         for thread in self._threads:
             thread.join()
         os.close(self._task.memory)
@@ -270,74 +274,97 @@ class ProcessFeed:
             self._changed.notify_all()
 
     def _leave(self, reading: _Reading) -> None:
-        """Let a shard go; processes that have chunks of it end, as nobody would see that one hangs."""
+        """Let a shard go; decoders that have chunks of it end, as nobody would see that one hangs."""
         with self._changed:
             reading.left = True
             if reading in self._readings:
                 self._readings.remove(reading)
-            for child in self._children.values():
-                if any(chunk.reading is reading for chunk in child.chunks):
-                    child.unwanted = True
-                    child.process.kill()
+            for lane in self._lanes.values():
+                if any(chunk.reading is reading for chunk in lane.chunks):
+                    lane.unwanted = True
+                    lane.decoder.kill()
             self._settle(reading)
 
     def _settle(self, reading: _Reading) -> None:
-        """Give the places of a shard back once it is let go and no process writes there."""
+        """Give the places of a shard back once it is let go and no decoder writes there."""
         if reading.left and not reading.held:
             self._free += reading.places.values()
             reading.places.clear()
             self._changed.notify_all()
 
-    # ------------------------------------------------------------------------------------------- the processes' side
+    # -------------------------------------------------------------------------------------------- the decoders' side
 
     def _serve(self, number: int) -> None:
         """Keep a decode process at work, and replace it when it dies."""
         while not (self._closed or self._broken):
             try:
-                child = _Child(self._task)
+                process = DecodeProcess(self._task)
             except OSError as error:
                 self._break(f"a decode process does not start: {error}")
                 return
-            with self._changed:
-                self._children[number] = child
-            self._drive(child)
-            code = child.end()
-            with self._changed:
-                del self._children[number]
-                self._bury(child, code)
+            self._employ(number, _Lane(process))
 
-    def _drive(self, child: _Child) -> None:
-        """Give a decode process chunks and take its answers, until it ends."""
-        ready = child.receive() == READY
+    def _serve_remote(self, number: int) -> None:
+        """Keep a decoder on another node at work where there is room, and replace it when it ends."""
+        assert self._remote is not None
+        useless = 0
+        while not (self._closed or self._broken):
+            decoder, pause_s = self._remote.start(), LOOK_EVERY_S
+            if decoder is not None:
+                lane = _Lane(decoder)
+                self._employ(number, lane)
+                useless = 0 if lane.useful else useless + 1
+                pause_s = RETRY_S if lane.doubts or useless >= MOST_FAILURES else 0.0
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._broken, pause_s)
+
+    def _employ(self, number: int, lane: _Lane) -> None:
+        """Give a decoder chunks and take its answers until it ends."""
+        with self._changed:
+            self._lanes[number] = lane
+            if self._closed:
+                lane.decoder.kill()
+        ready = lane.decoder.await_ready()
+        with self._changed:
+            lane.ready = ready
+        if lane.decoder.own:
+            self._count_start(ready)
+        if ready:
+            self._drive(lane)
+        ended = lane.decoder.end()
+        with self._changed:
+            del self._lanes[number]
+            self._bury(lane, ended)
+
+    def _count_start(self, ready: bool) -> None:
+        """Break the feed after too many processes in a row that ended before they were ready."""
         with self._changed:
             self._failed_starts = 0 if ready else self._failed_starts + 1
-        if not ready:
-            if self._failed_starts >= self._most_deaths and not self._closed:
-                self._break(
-                    f"{self._failed_starts} decode processes in a row ended before they were ready: look at the memory "
-                    "and the logs of this node, or set encode.decode_processes=0"
-                )
-            return
+        if not ready and self._failed_starts >= self._most_deaths and not self._closed:
+            also = "" if self._remote is None else " and encode.decoders=0"
+            self._break(
+                f"{self._failed_starts} decode processes in a row ended before they were ready: look at the memory "
+                f"and the logs of this node, or set encode.decode_processes=0{also}"
+            )
+
+    def _drive(self, lane: _Lane) -> None:
         while True:
-            while len(child.chunks) < CHUNKS_EACH and (chunk := self._give(child)) is not None:
-                child.send(self._line(chunk))
-            if not child.chunks or (answer := self._answer(child)) is None:
+            while len(lane.chunks) < CHUNKS_EACH and (chunk := self._give(lane)) is not None:
+                lane.decoder.ask(self._line(chunk), self.ring[chunk.first : chunk.first + chunk.stop - chunk.start])
+            if not lane.chunks or (answer := lane.decoder.answer()) is None:
                 return
             with self._changed:
-                child.begun = False
-                self._note(child.chunks.popleft(), answer)
-
-    def _answer(self, child: _Child) -> DecodedChunk | tuple[str, str] | None:
-        """Return the next answer of a process; None once it has ended or says what is no answer."""
-        line = child.receive()
-        if line == BEGUN:
-            child.begun = True
-            line = child.receive()
-        try:
-            return parse_answer(line) if line else None
-        except (ValueError, TypeError, LookupError):
-            _log.info("process %d gave no answer to what it was asked", child.process.pid)
-            return None
+                chunk = lane.chunks.popleft()
+                if lane.decoder.own or _is_certain(answer):
+                    lane.useful, lane.doubts = True, 0
+                    self._note(chunk, answer)
+                    continue
+                lane.doubts += 1
+                _log.info("%s could not read %s", lane.decoder.name, chunk.reading.shard.name)
+                self._return(replace(chunk, own=True))
+                self._changed.notify_all()
+                if lane.doubts >= MOST_FAILURES:
+                    return
 
     def _break(self, text: str) -> None:
         """End the feed with an error, which is raised where batches are asked for."""
@@ -349,27 +376,31 @@ class ProcessFeed:
         records = chunk.reading.records[chunk.start : chunk.stop]
         return chunk_line(self._shards.artifact.store, chunk.reading.shard.part, records, chunk.first)
 
-    def _give(self, child: _Child) -> _Chunk | None:
-        """Give a process the next chunk and return it; None if the feed is closed, or if there is none and it has one.
+    def _give(self, lane: _Lane) -> _Chunk | None:
+        """Give a decoder the next chunk and return it; None if the feed is closed, or if there is none and it has one.
 
-        Waits for a chunk if the process has none.
+        Waits for a chunk if the decoder has none.
         """
         with self._changed:
             while not self._closed:
-                chunk = self._next_chunk()
+                chunk = self._next_chunk(lane.decoder.own)
                 if chunk is not None:
                     chunk.reading.held += 1
-                    child.chunks.append(chunk)
+                    lane.chunks.append(chunk)
                     return chunk
-                if child.chunks:
+                if lane.chunks:
                     return None
                 self._changed.wait()
         return None
 
-    def _next_chunk(self) -> _Chunk | None:
-        while self._returned:
-            chunk = self._returned.popleft()
-            if not chunk.reading.left and chunk.reading.failed is None:
+    def _next_chunk(self, own: bool) -> _Chunk | None:
+        """Return the next chunk for a process of this worker (`own`) or a decoder elsewhere, None if there is none."""
+        for chunk in list(self._returned):
+            wanted = not chunk.reading.left and chunk.reading.failed is None
+            if wanted and chunk.own and not own:
+                continue
+            self._returned.remove(chunk)
+            if wanted:
                 return chunk
         for reading in self._readings:
             if reading.failed is not None or reading.cut == len(reading.records):
@@ -404,24 +435,30 @@ class ProcessFeed:
         self._settle(reading)
         self._changed.notify_all()
 
-    def _bury(self, child: _Child, code: int) -> None:
-        """Charge the death of a process to the shard that it decoded; chunks that it had not begun go to others.
+    def _bury(self, lane: _Lane, ended: str) -> None:
+        """Charge the death of a process to the shard that it decoded; all other chunks of a decoder go to others.
 
         A death before the first chunk was begun is charged too, once the chunk has seen several.
         """
-        for place, chunk in enumerate(child.chunks):
+        decoder = lane.decoder
+        if not decoder.own and not lane.unwanted and not self._closed:
+            _log.info("%s %s", decoder.name, ended)
+        for place, chunk in enumerate(lane.chunks):
             reading = chunk.reading
-            reading.held -= 1
-            first = place == 0 and not child.unwanted
-            if first and (child.begun or chunk.deaths + 1 >= self._most_deaths) and reading.failed is None:
-                ended = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
-                text = f"{reading.shard.name}: process {child.process.pid}, which decoded it, {ended}"
+            first = place == 0 and decoder.own and not lane.unwanted
+            if first and (decoder.begun or chunk.deaths + 1 >= self._most_deaths) and reading.failed is None:
+                text = f"{reading.shard.name}: {decoder.name}, which decoded it, {ended}"
                 _log.info(text, extra={"shard": reading.shard.name})
                 reading.failed = AttemptFailed(text)
-            elif not reading.left:
-                self._returned.append(replace(chunk, deaths=chunk.deaths + first))
-            self._settle(reading)
+            own = chunk.own or not (decoder.own or lane.unwanted)
+            self._return(replace(chunk, deaths=chunk.deaths + first, own=own))
         self._changed.notify_all()
+
+    def _return(self, chunk: _Chunk) -> None:
+        """Take back a chunk without an answer, for others to decode if anybody still wants it."""
+        chunk.reading.held -= 1
+        self._returned.append(chunk)
+        self._settle(chunk.reading)
 
 
 def _nameless_memory(size: int) -> int:
@@ -433,6 +470,11 @@ def _nameless_memory(size: int) -> int:
             memory = os.dup(file.fileno())
     os.ftruncate(memory, size)
     return memory
+
+
+def _is_certain(answer: DecodedChunk | tuple[str, str]) -> bool:
+    """Tell whether a decoder elsewhere read all samples as they are in the index; a store may look otherwise there."""
+    return isinstance(answer, DecodedChunk) and all(why is not Reason.DAMAGED for why, _ in answer.rejects.values())
 
 
 def _raised(name: str, text: str) -> Exception:

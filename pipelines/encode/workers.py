@@ -83,14 +83,17 @@ class ShardEncoder:
         from pipelines.encode.encoder import pin
         from pipelines.encode.feed import Shaping, ThreadFeed, count_processes
         from pipelines.encode.process_feed import ProcessFeed
+        from pipelines.encode.remote_decoder import place_decoders
 
         config, on_gpu = self.job.config, self.encoder.device.type == "cuda"
         settings = config.encode
         how = Shaping(self.encoder.preprocess, settings.images_per_pass, config.data.workers, bool(settings.carry))
         processes = count_processes(config, share_of_cpus(settings) if on_gpu else None)
-        if not processes:
+        remote = place_decoders(config, how)
+        if not processes and remote is None:
             return ThreadFeed(self.shards, how, self._advance)
-        feed = ProcessFeed(self.shards, how, processes, self._advance, settings.max_attempts)
+        # At least one process: what a decoder elsewhere fails to do is done again here.
+        feed = ProcessFeed(self.shards, how, max(1, processes), self._advance, settings.max_attempts, remote)
         if on_gpu:
             pin(feed.ring)
         return feed

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +94,27 @@ def decoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
             with suppress(psutil.Error, OSError):
                 shares = "memfd:hhnet-feed (deleted)" in Path(f"/proc/{process.pid}/maps").read_text()
                 if shares and "pipelines.encode.decoder" in process.cmdline():
+                    found.append(process)
+    return found
+
+
+def remote_decoders(cluster: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The decoders on the nodes of a cluster, or below a verb with a Ray of its own, that are ready or nearly so."""
+    titles = ["ray::DecodeWorker"], ["ray::DecodeWorker.decode"]
+    return _below(cluster, lambda words: words[:1] in titles)
+
+
+def starting_decoders(cluster: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The decode processes below a cluster's or a verb's workers, ready or not."""
+    return _below(cluster, lambda words: "pipelines.encode.decoder" in words)
+
+
+def _below(top: subprocess.Popen[str], wanted: Callable[[list[str]], bool]) -> list[psutil.Process]:
+    found = []
+    with suppress(psutil.Error):
+        for process in psutil.Process(top.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if wanted(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
     return found
 

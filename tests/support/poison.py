@@ -1,4 +1,4 @@
-"""Pictures that kill or hold the process which decodes them, and only a decode process of an encode."""
+"""Pictures that kill or hold the process which decodes them, and only a decoder of an encode."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ HOLDS = b"this picture is decoded for ever"
 
 _HOOK = f"""
 import os, signal, sys
-if "pipelines.encode.decoder" in sys.orig_argv:
+if any(word.endswith(PROGRAMS) for word in sys.orig_argv):
     from pipelines.shards import images
     usual = images.decode_picture
     def decode_picture(data, *more):
@@ -20,8 +20,11 @@ if "pipelines.encode.decoder" in sys.orig_argv:
 """
 
 
-def write_hook(folder: Path) -> str:
-    """Write the module that makes decode processes fall for these pictures; a folder to put on their PYTHONPATH."""
+def write_hook(folder: Path, *more: str) -> str:
+    """Write the module that makes decode processes fall for these pictures; a folder to put on their PYTHONPATH.
+
+    `more` names further programs, such as default_worker.py, in which Ray runs decoders.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sitecustomize.py").write_text(_HOOK)
+    (folder / "sitecustomize.py").write_text(f"PROGRAMS = {('pipelines.encode.decoder', *more)}\n{_HOOK}")
     return str(folder)

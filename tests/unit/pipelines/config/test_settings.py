@@ -182,6 +182,7 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
             "encode.max_attempts",
             "encode.stuck_s",
             "encode.decode_processes",
+            "encode.decoders",
             "index.workers",
             "search.k",
             "search.workers",

@@ -1,5 +1,6 @@
 """The feed of an encode: the same batches from threads and from processes, and what the death of a process costs."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from hhnet.preprocess import Preprocess
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.cluster.attempts import AttemptFailed
 from pipelines.config.loading import load_config
-from pipelines.encode.decoder import Squares
+from pipelines.encode.decoder import ChunkDecoder, DecodedChunk, Squares, parse_answer
 from pipelines.encode.encoder import Coded, pack_on_device
 from pipelines.encode.feed import Fed, Feed, Shaping, ThreadFeed, count_processes
 from pipelines.encode.job import ShardTask, plan_encode
@@ -254,6 +255,104 @@ def wait_until(condition: Callable[[], bool]) -> None:
     ended = threading.Event()
     while not condition():
         ended.wait(0.01)
+
+
+# ------------------------------------------------------------------------------------------------ decoders elsewhere
+
+
+class Elsewhere:
+    """Decoders on other nodes, here in this process: `asked` counts the chunks that they got."""
+
+    def __init__(self, shaping: Shaping, most: int, fate: str = "works") -> None:
+        self.shaping, self.most, self.fate, self.asked = shaping, most, fate, 0
+
+    def start(self) -> "Standin":
+        return Standin(self)
+
+
+class Standin:
+    """One of them. It meets its fate at its second chunk: works = goes on; dies; fails = answers with errors;
+    misses = finds none of the tars."""
+
+    own = begun = False
+    name = "the decoder on another node"
+
+    def __init__(self, among: Elsewhere) -> None:
+        self._among, shaping = among, among.shaping
+        self._decoder = ChunkDecoder(shaping.preprocess.to_dict(), shaping.threads, shaping.metadata)
+        self._chunks: list[tuple[str, Squares]] = []
+        self._answered = 0
+
+    def await_ready(self) -> bool:
+        return True
+
+    def ask(self, line: str, squares: Squares) -> None:
+        self._among.asked += 1
+        self._chunks.append((line, squares))
+
+    def answer(self) -> DecodedChunk | tuple[str, str] | None:
+        line, squares = self._chunks.pop(0)
+        fate = self._among.fate if self._answered else "works"
+        self._answered += 1
+        if fate == "dies":
+            return None
+        if fate == "fails":
+            return "StoreUnavailable", "the store does not answer"
+        if fate == "misses":
+            line = json.dumps({**json.loads(line), "store": "/nowhere"})
+        return parse_answer(self._decoder.decode(self._decoder.read(line), squares))
+
+    def kill(self) -> None:
+        """Nothing to end: it answers at once."""
+
+    def end(self) -> str:
+        return "ended"
+
+
+@pytest.mark.parametrize("fate", ["works", "dies", "fails", "misses"])
+def test_decoders_elsewhere_feed_the_same_batches_and_what_they_fail_to_do_is_done_again(
+    fate: str, corpus: Corpus
+) -> None:
+    """Damaged samples, rejects and animations among them."""
+    corpus.damage(0, [0, 1, 8])
+    shards = open_shards(corpus.uri)
+    shaping = Shaping(Preprocess(size=SIDE, resize=SIDE), 7, 1, metadata=True)
+    expected = [taken(ThreadFeed(shards, shaping).batches(shard)) for shard in shards.shards]
+    remote = Elsewhere(shaping, 2, fate)
+    feed = ProcessFeed(shards, shaping, 1, remote=remote)
+    for number, shard in enumerate(shards.shards):
+        batches = feed.batches(shard)
+        for following in shards.shards[number + 1 : number + 2]:
+            feed.expect(following)
+        require_same(taken(batches), expected[number])
+    feed.close()
+    assert remote.asked >= 4, "they are ready before the process is, and each got two chunks at once"
+
+
+def test_decoders_elsewhere_get_no_more_than_the_ring_holds(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker's own process is never ready, and nobody takes a batch."""
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import signal, sys\nif 'pipelines.encode.decoder' in sys.orig_argv: signal.pause()\n"
+    )
+    monkeypatch.syspath_prepend(str(hook))
+    shards = open_shards(corpus.uri)
+    shaping = Shaping(Preprocess(size=SIDE, resize=SIDE), 2, 1)
+    remote = Elsewhere(shaping, 1)
+    feed = ProcessFeed(shards, shaping, 1, remote=remote)
+    batches = feed.batches(shards.shards[0])
+    feed.expect(shards.shards[1])
+    held = len(feed.ring) // shaping.batch_size
+    wait_until(lambda: remote.asked >= held)
+    threading.Event().wait(0.2)  # whoever had more chunks to give would give them now
+    assert remote.asked == held < PER_SHARD
+    for fed in batches:
+        fed.free()
+    wait_until(lambda: feed.is_ready(shards.shards[1]))
+    feed.close()
 
 
 # ------------------------------------------------------------------------------------------------------------- rules
