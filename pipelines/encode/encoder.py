@@ -60,6 +60,10 @@ class Encoder:
         # Weights in the memory order of the images that `normalise` returns: convolutions need no conversion.
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         self._folded = fold_norms(self.model).to(memory_format=torch.channels_last)
+        if precision == "bf16":
+            for module in self._folded.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    module.to(torch.bfloat16)  # autocast would convert the weights again for each batch
         self.preprocess, self.precision, self.digest, self.threads = preprocess, precision, digest, threads
         self._copies: torch.cuda.Stream | None = None
         """The stream of a GPU on which squares are copied beside the forward pass."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hhnet.nn.folding import fold_norms
 from hhnet.nn.model import HHNet
 from hhnet.preprocess import Preprocess
 from pipelines.config.loading import load_config
@@ -45,6 +46,17 @@ def test_short_batches_have_the_codes_of_full_ones(precision: str) -> None:
         np.testing.assert_allclose(few_reals, reals[start : start + 3], atol=1)
 
 
+@pytest.mark.parametrize("head", ["linear", "bn"])
+def test_weights_of_half_precision_give_the_outputs_of_autocast(head: str) -> None:
+    """Converted once, not for each batch."""
+    torch.manual_seed(0)
+    model, squares = HHNet("hrnet_w18_small", BITS, head=head), squares_of(8)
+    encoder = Encoder(model, Preprocess(size=SIDE, resize=SIDE), "bf16", "")
+    plain = fold_norms(encoder.model).to(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(encoder.outputs(squares), encoder.outputs(squares, plain))
+    assert encoder.model.head is model.head and {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
 def test_codes_are_the_signs_of_the_outputs_and_not_a_number_is_refused() -> None:
     encoder, squares = encoder_of(), squares_of(8)
     codes, _ = encoder.begin(squares, 8, real_codes=False)()
@@ -54,6 +66,7 @@ def test_codes_are_the_signs_of_the_outputs_and_not_a_number_is_refused() -> Non
     np.testing.assert_array_equal(bits[clear], (outputs > 0)[clear])
     with torch.no_grad():
         encoder.model.head.bias[3] = float("nan")
+    encoder = Encoder(encoder.model, encoder.preprocess, "fp32", "")
     with pytest.raises(ValueError, match="real codes must be numbers"):
         encoder.begin(squares, 8, real_codes=False)()
 
