@@ -93,7 +93,14 @@ def test_steps_are_the_same_however_images_are_kept(
 
     The loss has two views of each sample and parameters of its own.
     """
-    sets = ("model.backbone=test_resnet", "model.bits=16", "train.epochs=2", "train.val_every=2", "train.loss=dhd")
+    sets = (
+        "model.backbone=test_resnet",
+        "model.bits=16",
+        "train.epochs=2",
+        "train.val_every=2",
+        "train.loss=dhd",
+        "data.batch_size=16",
+    )
     states: dict[str, dict[str, torch.Tensor]] = {}
     made: list[DeviceSquares] = []
     make = pipelines.train.worker.DeviceSquares

@@ -122,15 +122,15 @@ def test_validation_images_are_decoded_once_if_they_fit_half_of_the_cache(
     monkeypatch.setattr(ShardSet, "read", lambda self, *given: read.append(self.artifact.uri) or whole(self, *given))
     square = 32 * 32 * 3
     maps: list[list[object]] = []
-    for cache, times in ((0, 3), (32 * square - 1, 3), (32 * square, 1)):
-        sets = ["model.backbone=test_resnet", "model.bits=16", "train.epochs=3", f"data.cache={cache}"]
+    for cache, times in ((32 * square - 1, 2), (32 * square, 1)):
+        sets = ["model.backbone=test_resnet", "model.bits=16", "train.epochs=2", f"data.cache={cache}"]
         job = plan_training(*shards, str(tmp_path / str(cache)), load_config(sets=[*SETS, *sets]))
         job.writer()
         maps.append([])
         train_worker(job, lambda *report: None, lambda text, fields: maps[-1].append(fields["map"]))
         assert read.count(shards[1].uri) == times
         read.clear()
-    assert maps[0] == maps[1] == maps[2] and len(maps[0]) == 3
+    assert maps[0] == maps[1] and len(maps[0]) == 2
 
 
 def test_each_epoch_is_told_with_its_images_and_chance_and_its_map_stays_beside_the_progress(tmp_path: Path) -> None:
