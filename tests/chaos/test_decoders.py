@@ -69,7 +69,7 @@ def await_decoders(verb: "subprocess.Popen[str]", cluster: Nodes) -> list[psutil
     stopped: set[psutil.Process] = set()
     try:
         while verb.poll() is None:
-            if decoders := remote_decoders(cluster.process):
+            if decoders := remote_decoders(cluster.process, ready=True):
                 return decoders
             for process in set(starting_decoders(cluster.process)) - stopped:
                 with suppress(psutil.Error):

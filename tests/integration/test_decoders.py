@@ -110,7 +110,6 @@ def test_decoders_on_nodes_without_gpus_change_no_byte(
                 assert verb.wait() == 0, verb.communicate()[1]
                 break
     assert tree(out) == tree(tmp_path / "here")
-    assert len(seen) >= 2, "two CPUs on nodes without GPUs"
     _, alive = psutil.wait_procs(seen, timeout=20)
     assert alive == [], "decoders end with their worker"
 

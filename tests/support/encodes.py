@@ -98,10 +98,12 @@ def decoders(verb: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-def remote_decoders(cluster: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The decoders on the nodes of a cluster, or below a verb with a Ray of its own, that are ready or nearly so."""
-    titles = ["ray::DecodeWorker"], ["ray::DecodeWorker.decode"]
-    return _below(cluster, lambda words: words[:1] in titles)
+def remote_decoders(cluster: subprocess.Popen[str], ready: bool = False) -> list[psutil.Process]:
+    """The decoders on the nodes of a cluster, or below a verb with a Ray of its own; `ready`: those that can decode."""
+    titles = ["ray::DecodeWorker", "ray::DecodeWorker.decode"]
+    if not ready:
+        titles += ["ray::DecodeWorker.place", "ray::DecodeWorker.build"]
+    return _below(cluster, lambda words: bool(words) and words[0] in titles)
 
 
 def starting_decoders(cluster: subprocess.Popen[str]) -> list[psutil.Process]:
