@@ -57,8 +57,10 @@ def corpus(photos: Path, tmp_path: Path) -> Corpus:
 
 
 @contextmanager
-def fed_by_processes(shards: ShardSet, shaping: Shaping, processes: int = 2) -> Iterator[ProcessFeed]:
-    feed = ProcessFeed(shards, shaping, processes)
+def fed_by_processes(
+    shards: ShardSet, shaping: Shaping, processes: int = 2, remote: "Elsewhere | None" = None
+) -> Iterator[ProcessFeed]:
+    feed = ProcessFeed(shards, shaping, processes, remote=remote)
     try:
         yield feed
     finally:
@@ -319,13 +321,12 @@ def test_decoders_elsewhere_feed_the_same_batches_and_what_they_fail_to_do_is_do
     shaping = Shaping(Preprocess(size=SIDE, resize=SIDE), 7, 1, metadata=True)
     expected = [taken(ThreadFeed(shards, shaping).batches(shard)) for shard in shards.shards]
     remote = Elsewhere(shaping, 2, fate)
-    feed = ProcessFeed(shards, shaping, 1, remote=remote)
-    for number, shard in enumerate(shards.shards):
-        batches = feed.batches(shard)
-        for following in shards.shards[number + 1 : number + 2]:
-            feed.expect(following)
-        require_same(taken(batches), expected[number])
-    feed.close()
+    with fed_by_processes(shards, shaping, 1, remote) as feed:
+        for number, shard in enumerate(shards.shards):
+            batches = feed.batches(shard)
+            for following in shards.shards[number + 1 : number + 2]:
+                feed.expect(following)
+            require_same(taken(batches), expected[number])
     assert remote.asked >= 4, "they are ready before the process is, and each got two chunks at once"
 
 
@@ -342,17 +343,16 @@ def test_decoders_elsewhere_get_no_more_than_the_ring_holds(
     shards = open_shards(corpus.uri)
     shaping = Shaping(Preprocess(size=SIDE, resize=SIDE), 2, 1)
     remote = Elsewhere(shaping, 1)
-    feed = ProcessFeed(shards, shaping, 1, remote=remote)
-    batches = feed.batches(shards.shards[0])
-    feed.expect(shards.shards[1])
-    held = len(feed.ring) // shaping.batch_size
-    wait_until(lambda: remote.asked >= held)
-    threading.Event().wait(0.2)  # whoever had more chunks to give would give them now
-    assert remote.asked == held < PER_SHARD
-    for fed in batches:
-        fed.free()
-    wait_until(lambda: feed.is_ready(shards.shards[1]))
-    feed.close()
+    with fed_by_processes(shards, shaping, 1, remote) as feed:
+        batches = feed.batches(shards.shards[0])
+        feed.expect(shards.shards[1])
+        held = len(feed.ring) // shaping.batch_size
+        wait_until(lambda: remote.asked >= held)
+        threading.Event().wait(0.2)  # whoever had more chunks to give would give them now
+        assert remote.asked == held < PER_SHARD // shaping.batch_size
+        for fed in batches:
+            fed.free()
+        wait_until(lambda: feed.is_ready(shards.shards[1]))
 
 
 # ------------------------------------------------------------------------------------------------------------- rules
