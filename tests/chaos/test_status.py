@@ -26,8 +26,8 @@ from tests.support.pictures import truncated_jpeg, write_folder
 from tests.support.report import report, scaled
 from tests.support.seaweed import Seaweed, seaweed
 
-SHARDS, IMAGES = 80, 64
-SETTINGS = ("ingest.samples_per_shard=64", "data.image_size=32", "encode.batch_size=2", "encode.workers=2")
+SHARDS, IMAGES = 120, 64
+SETTINGS = ("ingest.samples_per_shard=64", "data.image_size=32", "encode.batch_size=1", "encode.workers=2")
 
 pytestmark = pytest.mark.timeout(scaled(600, 1200))
 
@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eighty shards, three of whose images are none, and a model."""
+    """Shards with three pictures that are none, enough to be looked at while they are encoded, and a model."""
     folder = tmp_path_factory.mktemp("corpus")
     write_folder(folder / "images", classes=8, per_class=SHARDS * IMAGES // 8, size=16)
     first = sorted((folder / "images").iterdir())[0]
