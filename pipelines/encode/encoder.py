@@ -5,7 +5,7 @@ Shape suffixes: B images, S side of the network's input, K bits.
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ from hhnet.real_codes import quantise_real_codes
 from pipelines.artifacts.facts import ModelCard
 from pipelines.artifacts.manifest import Artifact, open_artifact
 from pipelines.encode.decoder import Squares
-from pipelines.encode.feed import Fed, Shaping, thread_batches
+from pipelines.encode.feed import Fed
 from pipelines.errors import DamagedArtifact, WorkFailed
 from pipelines.shards.containers.limits import ImageReject
 from pipelines.shards.images import decode_square
@@ -88,14 +88,6 @@ class Encoder:
     def real_codes(self, images: Sequence[bytes]) -> npt.NDArray[np.float32]:
         """Return the real codes of images, float32 (N, K); raise ImageReject for the first that does not decode."""
         return self.outputs([decode_square(data, self.preprocess)[0] for data in images])
-
-    def encode_samples(self, samples: Iterable[Sample], batch_size: int, threads: int) -> Encoded:
-        """Encode samples in batches, decoding in `threads` threads beside the forward pass.
-
-        Damaged or undecodable samples become rejects. The following samples move up in the batch.
-        """
-        batches = thread_batches(samples, Shaping(self.preprocess, batch_size, threads))
-        return Encoding(self, batches, batch_size).finish()
 
     def begin(self, squares: Squares, batch_size: int, real_codes: bool) -> Callable[[], Coded]:
         """Begin the forward pass of a batch; the function that is returned waits for it and returns its codes.

@@ -25,7 +25,8 @@ import webdataset
 from pipelines.artifacts.tables import codes_schema, table_of
 from pipelines.config.loading import load_config
 from pipelines.encode.encode import encode
-from pipelines.encode.encoder import Encoder
+from pipelines.encode.encoder import Encoder, Encoding
+from pipelines.encode.feed import Shaping, thread_batches
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import Record, Sample, open_shards
 from tests.support.inline import InlinePool
@@ -57,7 +58,9 @@ def plain(shards: str, model: str, out: str) -> None:
             )
             for row, found in enumerate(tar)
         )
-        encoded = encoder.encode_samples(samples, config.encode.batch_size, config.data.workers)
+        size = config.encode.images_per_pass
+        batches = thread_batches(samples, Shaping(encoder.preprocess, size, config.data.workers))
+        encoded = Encoding(encoder, batches, size).finish()
         records = [sample.record for sample in encoded.kept]
         columns = {
             "key": [record.key for record in records],

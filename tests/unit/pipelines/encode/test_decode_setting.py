@@ -7,7 +7,8 @@ import pytest
 
 import hhnet
 from pipelines.config.loading import load_config
-from pipelines.encode.encoder import Encoder
+from pipelines.encode.encoder import Encoder, Encoding
+from pipelines.encode.feed import Shaping, thread_batches
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.images import decode_image
 from pipelines.shards.shards import open_shards
@@ -42,7 +43,9 @@ def test_a_model_decodes_what_it_encodes_as_its_training_images(root: Path, deco
     expected = encoder.outputs(squares)
     np.testing.assert_array_equal(encoder.real_codes(images), expected)
     assert (encoder.outputs(others) != expected).any()
-    encoded = encoder.encode_samples((s for shard in shards.shards for s in shards.read(shard)), 16, 1)
+    samples = (sample for shard in shards.shards for sample in shards.read(shard))
+    batches = thread_batches(samples, Shaping(encoder.preprocess, 16, 1))
+    encoded = Encoding(encoder, batches, 16).finish()
     np.testing.assert_array_equal(encoded.codes, hhnet.pack_bits(expected > 0))
     assert not encoded.rejects
 
