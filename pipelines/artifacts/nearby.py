@@ -19,7 +19,7 @@ FILES_LOOKED_AT = 2000
 """Number of files below a place among which pictures are looked for."""
 
 OWN_FOLDERS = frozenset(
-    ("parts", "rejects", "receipts", "manifests", "runs", "failures", "checkpoints", "versions", "origins")
+    ("parts", "rejects", "receipts", "manifests", "runs", "proofs", "failures", "checkpoints", "versions", "origins")
 )
 """Folders of an artifact itself, in which no other one is looked for."""
 

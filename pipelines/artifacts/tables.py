@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.artifacts.manifest import Part, read_part
 from pipelines.errors import DamagedArtifact
-from pipelines.storage import Store
+from pipelines.storage import Store, sha256_of
 
 BIT_ORDER = "little"
 REAL_CODES = "int8: 127 x output / largest |output| of the row, away from 0"
@@ -165,6 +165,14 @@ def read_parquet(data: bytes, where: str, columns: Sequence[str] | None = None) 
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(where, error) from None
     return table
+
+
+def table_digest(table: pa.Table) -> str:
+    """Return the hex sha256 of a table's schema and cells, as one Arrow stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
+    return sha256_of(sink.getvalue().to_pybytes())
 
 
 def read_table(store: Store, part: Part, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:

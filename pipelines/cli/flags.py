@@ -157,6 +157,10 @@ class VerifyFlags(Flags):
     uri: Annotated[str, typer.Argument(help="Root of any artifact.", metavar="URI")]
     shards: Annotated[str | None, Flag("Where its shards lie now, if moved.", "URI")] = None
     model: Annotated[str | None, Flag("Where its model lies now, if moved.", "URI")] = None
+    full: Annotated[bool, Flag("Read everything again, also what earlier verifications proved.")] = False
+    sample: Annotated[
+        float, Flag("Share of what was proven before to read again, longest ago first.", "SHARE", min=0, max=1)
+    ] = 0.0
     for_run: Annotated[
         str | None,
         Flag(

@@ -245,9 +245,12 @@ def gc_command(
 def verify_command(flags: VerifyFlags, settings: Config) -> Result:
     """Verify an artifact from its stored bytes alone: digests, counts, schemas, and that no sample is lost.
 
-    For a folder of artifacts, such as the --out of a run, it verifies all of them.
+    For a folder of artifacts, such as the --out of a run, it verifies all of them. What an earlier verify proved and
+    nobody has changed since is not read again, unless --full or --sample asks for it.
 
     Example: hhnet verify codes/database
+
+    Example: hhnet verify s3://bucket/shards --sample 0.1
 
     Example: hhnet verify hhnet-demo
     """
@@ -256,10 +259,10 @@ def verify_command(flags: VerifyFlags, settings: Config) -> Result:
     if flags.for_run is None:
         store = Store(flags.uri)
         if not (is_root(store) or flags.shards or flags.model) and (below := list_roots(store, levels=LEVELS_BELOW)):
-            return verify_folder(flags.uri, below)
-        return verify(flags.uri, shards=flags.shards, model=flags.model)
-    if flags.shards or flags.model:
-        raise UsageError("--for-run is for shards, which have no inputs: leave out --shards and --model")
+            return verify_folder(flags.uri, below, settings, flags.full, flags.sample)
+        return verify(flags.uri, settings, flags.shards, flags.model, flags.full, flags.sample)
+    if flags.shards or flags.model or flags.full or flags.sample:
+        raise UsageError("--for-run reads new tars of shards: leave out --shards, --model, --full and --sample")
     return verify_tars(flags.uri, flags.for_run, settings)
 
 

@@ -1,25 +1,24 @@
 """Proves a codes artifact: schema, order, labels, conservation, and the samples of its input shards."""
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.artifacts.facts import CodesMeta, ModelMeta, Receipt, ShardsMeta
-from pipelines.artifacts.manifest import Artifact, Part
-from pipelines.artifacts.tables import REJECTS, Reason, codes_schema, parse_column_type, read_table
+from pipelines.artifacts.manifest import Artifact, Part, ReceiptRef
+from pipelines.artifacts.tables import REJECTS, Reason, codes_schema, parse_column_type, read_table, table_digest
+from pipelines.artifacts.versions import open_known
 from pipelines.encode.codes import require_signs
 from pipelines.errors import DamagedArtifact
-from pipelines.shards.shards import Shard, open_shards
+from pipelines.shards.shards import Shard, ShardSet, open_shards
 from pipelines.storage import map_in_order
 from pipelines.verify.findings import Findings, check_distinct_keys
-
-PARTS_AT_ONCE = 4
-"""Number of parts that are read and parsed side by side; all of them are in memory."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -30,14 +29,11 @@ _PLACES = pa.schema(
 
 def prove_codes(findings: Findings) -> None:
     """Check schema, order, labels and conservation: each sample of each shard is a code or a reject, once."""
-    artifact = findings.artifact
-    manifest = artifact.manifest
-    source = findings.input("shards")
-    model = findings.input("model")
-    shards: dict[str, Shard] = {}
+    artifact, source, model = findings.artifact, findings.input("shards"), findings.input("model")
+    opened: ShardSet | None = None
     if source is not None:
         with findings.guard():
-            shards = {shard.name: shard for shard in open_shards(source).shards}
+            opened = open_shards(source)
     with findings.guard():
         meta = artifact.facts(CodesMeta)
         if source is not None:
@@ -46,40 +42,87 @@ def prove_codes(findings: Findings) -> None:
         if model is not None:
             with findings.guard():
                 findings.require_split("trained_on", meta.trained_on, model.facts(ModelMeta).protocol)
+        _prove_receipts(findings, CodesProver(artifact, opened))
+
+
+class CodesProver:
+    """Proves the codes and rejects of single shards, each with its rows of the shard index where that is at hand."""
+
+    def __init__(self, artifact: Artifact, source: ShardSet | None) -> None:
+        """Take the codes and their shards; raises DamagedArtifact where the manifest lacks facts of codes."""
+        meta = artifact.facts(CodesMeta)
         try:
             # In the order of the setting, which is the order of the columns: the manifest sorts its keys.
             columns = {name: parse_column_type(meta.carried[name]) for name in meta.config.encode.carry}
         except (KeyError, TypeError, ValueError):
             raise DamagedArtifact(f"{artifact.uri}: the codes manifest does not say its carried columns") from None
-        schema = codes_schema(meta.bits, manifest.fingerprint, meta.classes, columns, meta.has_real_codes)
-        _prove_receipts(findings, schema, shards, len(meta.classes))
+        fingerprint = artifact.manifest.fingerprint
+        self.schema = codes_schema(meta.bits, fingerprint, meta.classes, columns, meta.has_real_codes)
+        self.shards = {shard.name: shard for shard in source.shards} if source else {}
+        self._artifact, self._source, self._classes = artifact, source, len(meta.classes)
+
+    @classmethod
+    def open(cls, uri: str, digest: str, shards_uri: str | None, shards_digest: str) -> Self:
+        """Open codes, and their shards if they are at hand, each in the version of a digest."""
+        source = open_shards(shards_uri, shards_digest) if shards_uri else None
+        return cls(open_known(uri, "codes", digest), source)
+
+    @property
+    def args(self) -> tuple[str, str, str | None, str]:
+        """The arguments of `open` that make the same prover."""
+        mine = self._artifact.uri, self._artifact.digest
+        return (*mine, self._source.artifact.uri, self._source.artifact.digest) if self._source else (*mine, None, "")
+
+    def claim(self, reference: ReceiptRef, receipt: Receipt) -> tuple[object, ...]:
+        """Return what `prove` would prove of a shard; raises DamagedArtifact where its rows cannot be read."""
+        schema = hashlib.sha256(self.schema.serialize().to_pybytes()).hexdigest()
+        shard = self.shards.get(receipt.shard)
+        rows = [shard.part.sha256, table_digest(shard.table())] if shard else None
+        return "codes", reference.sha256, schema, rows
+
+    def prove(self, work: tuple[Receipt, bool]) -> tuple[pa.ChunkedArray | None, str | None]:
+        """Prove a shard, or with False only read its keys; return the keys, and the problem if there is one."""
+        receipt, whole = work
+        try:
+            if not whole:
+                return self._read_keys(receipt), None
+            places = _prove_shard(self._artifact, receipt, self.schema, self._classes)
+        except DamagedArtifact as damage:
+            return None, str(damage)
+        try:
+            if receipt.shard in self.shards:
+                _require_same_samples(self._artifact, receipt, self.shards[receipt.shard], places)
+        except DamagedArtifact as damage:
+            return places["key"], str(damage)
+        return places["key"], None
+
+    def run(self, items: Sequence[tuple[Receipt, bool]]) -> list[tuple[pa.ChunkedArray | None, str | None]]:
+        """Prove several shards."""
+        return [self.prove(item) for item in items]
+
+    def _read_keys(self, receipt: Receipt) -> pa.ChunkedArray:
+        """Return the keys of a shard's samples, in any order."""
+        store = self._artifact.store
+        tables = [read_table(store, part, self.schema, ["key"]) for part in receipt.codes]
+        if receipt.rejects is not None:
+            tables.append(read_table(store, receipt.rejects, REJECTS, ["key"]))
+        return pa.chunked_array([chunk for table in tables for chunk in table["key"].chunks], pa.string())
 
 
-def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Shard], classes: int) -> None:
+def _prove_receipts(findings: Findings, prover: CodesProver) -> None:
     """Check the parts of every receipt, and that together they are what the manifest promises."""
     artifact, manifest = findings.artifact, findings.artifact.manifest
     receipts = list(_receipts(findings))
-    keys: list[pa.Array] = []
-
-    def prove(receipt: Receipt) -> pa.Table:
-        return _prove_shard(artifact, receipt, schema, classes)
-
-    for receipt, found in zip(receipts, map_in_order(partial(_outcome, prove), receipts, PARTS_AT_ONCE), strict=True):
-        with findings.guard():
-            places = found()
-            keys += places["key"].chunks
-            if receipt.shard in shards:
-                _require_same_samples(artifact, receipt, shards[receipt.shard], places)
-    check_distinct_keys(findings, pa.chunked_array(keys, pa.string()))
-    claimed = {part.path for receipt in receipts for part in receipt.parts}
+    _prove_parts(findings, prover, receipts)
+    claimed = {part.path for _, receipt in receipts for part in receipt.parts}
     for part in manifest.parts:
         findings.require(part.path in claimed, f"{artifact.uri}/{part.path} belongs to no receipt")
-    if shards and set(shards) != {receipt.shard for receipt in receipts}:
-        findings.note_problem(f"{artifact.uri}: the receipts are not of the {len(shards)} shards of its input")
-    rejected = sum(receipt.rejects.rows for receipt in receipts if receipt.rejects)
+    if prover.shards and set(prover.shards) != {receipt.shard for _, receipt in receipts}:
+        findings.note_problem(f"{artifact.uri}: the receipts are not of the {len(prover.shards)} shards of its input")
+    rejected = sum(receipt.rejects.rows for _, receipt in receipts if receipt.rejects)
     counts = {
-        "samples": sum(receipt.samples for receipt in receipts),
-        "codes": sum(part.rows for receipt in receipts for part in receipt.codes),
+        "samples": sum(receipt.samples for _, receipt in receipts),
+        "codes": sum(part.rows for _, receipt in receipts for part in receipt.codes),
         "rejects": rejected,
     }
     findings.require(
@@ -87,11 +130,36 @@ def _prove_receipts(findings: Findings, schema: pa.Schema, shards: dict[str, Sha
     )
     findings.checks.append(
         f"conservation: {counts['samples']} samples = {counts['codes']} codes + {rejected} rejects, shard by shard"
-        + (", with the keys, paths and labels of the shard index" if shards else "")
+        + (", with the keys, paths and labels of the shard index" if prover.shards else "")
     )
 
 
-def _receipts(findings: Findings) -> Iterator[Receipt]:
+def _prove_parts(findings: Findings, prover: CodesProver, receipts: Sequence[tuple[ReceiptRef, Receipt]]) -> None:
+    """Prove the shards that no verification has proven, and that no key stands for two samples."""
+    claims: dict[str, tuple[object, ...]] = {}
+    for reference, receipt in receipts:
+        with findings.guard():
+            claims[receipt.shard] = prover.claim(reference, receipt)
+    new = {shard for shard, claim in claims.items() if not findings.proofs.holds(*claim)}
+    distinct = ("distinct keys", sorted(map(repr, claims.values())))
+    if not new and findings.proofs.holds(*distinct):
+        return
+    work = [(receipt, receipt.shard in new) for _, receipt in receipts if receipt.shard in claims]
+    sizes = [sum(part.bytes for part in receipt.parts) for receipt, _ in work]
+    paths = {receipt.shard: [ref.path, *(part.path for part in receipt.parts)] for ref, receipt in receipts}
+    keys, complete = list[pa.Array](), len(claims) == len(receipts)
+    for (receipt, whole), (found, problem) in findings.spread.run(prover, prover.args, work, sizes, "shards"):
+        keys += found.chunks if found is not None else []
+        complete = complete and found is not None
+        if problem is not None:
+            findings.note_problem(problem)
+        elif whole:
+            findings.proofs.add(paths[receipt.shard], *claims[receipt.shard])
+    if check_distinct_keys(findings, pa.chunked_array(keys, pa.string())) and complete:
+        findings.proofs.add((), *distinct)
+
+
+def _receipts(findings: Findings) -> Iterator[tuple[ReceiptRef, Receipt]]:
     artifact, manifest = findings.artifact, findings.artifact.manifest
     listed = frozenset(manifest.parts)
     read = map_in_order(partial(_outcome, artifact.read), manifest.receipts)
@@ -104,7 +172,7 @@ def _receipts(findings: Findings) -> Iterator[Receipt]:
             for part in receipt.parts:
                 if part not in listed:
                     raise DamagedArtifact(f"{where} names {part.path}, which the manifest does not list")
-            yield receipt
+            yield ref, receipt
 
 
 def _outcome(work: Callable[[_T], _R], item: _T) -> Callable[[], _R]:

@@ -1,7 +1,7 @@
 """Collects the checks and problems of one verification."""
 
 import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,8 @@ from pipelines.artifacts.facts import SplitPart
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.versions import open_input_version
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, StoreUnavailable
+from pipelines.verify.proofs import Proofs
+from pipelines.verify.spread import Spread
 
 MAX_PROBLEMS = 20
 
@@ -23,13 +25,18 @@ class Findings:
 
     artifact: Artifact
     given: Mapping[str, str]
+    proofs: Proofs
+    """What was proven before, in another version or by another verification."""
+    spread: Spread
     checks: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     found: int = 0
     followed: set[str] = field(default_factory=set)
     """Digests of the inputs' inputs that were already followed."""
-    proven: set[Hashable] = field(default_factory=set)
-    """Marks of objects that were proven in one version and are skipped in the others."""
+
+    def of(self, artifact: Artifact) -> "Findings":
+        """Return the findings on another version, by the same means; what is proven counts for both."""
+        return Findings(artifact, self.given, self.proofs, self.spread)
 
     def note_problem(self, text: str) -> None:
         """Note a problem; the same text twice is one problem."""
@@ -110,16 +117,17 @@ def count(number: int, unit: str) -> str:
     return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
 
-def check_distinct_keys(findings: Findings, keys: pa.ChunkedArray) -> None:
-    """Note a problem unless each key names only one sample of an artifact."""
+def check_distinct_keys(findings: Findings, keys: pa.ChunkedArray) -> bool:
+    """Return True if each key names only one sample of an artifact; else note a problem."""
     if len(keys) == pc.count_distinct(keys).as_py():
-        return
+        return True
     counts = pc.value_counts(keys)
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     findings.note_problem(
         f"{findings.artifact.uri}: {count(len(twice), 'key')} stand for several samples, such as "
         f"{twice[0]['values'].as_py()!r}"
     )
+    return False
 
 
 def json_object(findings: Findings, name: str) -> dict[str, Any]:

@@ -55,8 +55,9 @@ def prove_index(findings: Findings) -> None:
 
 def _prove_part(findings: Findings, reader: IndexReader, shard: IndexedShard, paths: Sequence[str]) -> None:
     """Check that rows ascend, the removed ones are among them, and the part opens; its files are `paths`."""
-    mark = (*paths, shard.rows, reader.removed.get(shard.ordinal, NOTHING_REMOVED).tobytes())
-    if mark in findings.proven:  # proven already as a part of another version
+    removed = reader.removed.get(shard.ordinal, NOTHING_REMOVED).tolist()
+    claim = ("index part", sorted(paths), shard.rows, removed)
+    if findings.proofs.holds(*claim):
         return
     keys = reader.read_keys(shard.ordinal)
     rows = keys["row"].to_numpy()
@@ -66,7 +67,7 @@ def _prove_part(findings: Findings, reader: IndexReader, shard: IndexedShard, pa
         require_signs(keys, reader.bits, f"{reader.artifact.uri}/{keys_name(shard.ordinal)}")
     reader.live_keys(shard.ordinal)
     reader.open_part(shard)  # raises unless the part holds as many codes
-    findings.proven.add(mark)
+    findings.proofs.add(paths, *claim)
 
 
 def _prove_shards(findings: Findings, reader: IndexReader, codes: CodesSet) -> None:
@@ -101,14 +102,15 @@ def _prove_rows(
 ) -> None:
     """Check that key, code, labels by name and any real codes of every row equal those in the codes."""
     part, class_ids = reader.part(keys_name(shard.ordinal)), renumbering(reader.classes, codes.classes)
-    mark = (part.path, ",".join(held.sha256 for held in source.parts), class_ids)
-    if mark in findings.proven:
+    claim = ("index rows", part.path, [held.sha256 for held in source.parts], class_ids)
+    if findings.proofs.holds(*claim):
         return
     keys = reader.read_keys(shard.ordinal)
     table = renumber_labels(codes.read(source), class_ids, codes.artifact.uri).select(keys.column_names)
     table = table.filter(pa.array(np.isin(table["row"].to_numpy(), keys["row"].to_numpy())))
-    findings.require(
-        len(table) == len(keys) and table.cast(keys.schema).equals(keys),
-        f"{reader.artifact.uri}/{part.path} has other rows than {codes.artifact.uri}/{source.parts[0].path}",
-    )
-    findings.proven.add(mark)
+    if len(table) == len(keys) and table.cast(keys.schema).equals(keys):
+        findings.proofs.add([part.path], *claim)
+    else:
+        findings.note_problem(
+            f"{reader.artifact.uri}/{part.path} has other rows than {codes.artifact.uri}/{source.parts[0].path}"
+        )

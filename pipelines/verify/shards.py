@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipelines.artifacts.facts import ProtocolCard, ShardsMeta
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.splits import part_proof, split_digest
+from pipelines.artifacts.tables import table_digest
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Member, Record, Shard, ShardSet, open_shards
 from pipelines.shards.tar import Hashed, TarDamaged, TarEntry, read_tar
@@ -91,16 +92,21 @@ def _labels_in(name: str, content: bytes) -> list[int] | None:
     return None
 
 
-def prove_shards(findings: Findings) -> list[Shard]:
-    """Check the index and the totals; return the shards, whose tars `prove_tar` has yet to stream."""
+def prove_shards(findings: Findings) -> list[tuple[Shard, str]]:
+    """Check the index and the totals; return the shards, each with the digest of its rows of the index.
+
+    `prove_tar` has yet to stream their tars.
+    """
     artifact = findings.artifact
     with findings.guard():
         opened = open_shards(artifact)
         totals = artifact.manifest.totals
-        keys = pa.chunked_array(
-            [chunk for shard in opened.shards for chunk in shard.table()["key"].chunks], pa.string()
-        )
-        check_distinct_keys(findings, keys)
+        keys, found = list[pa.Array](), list[tuple[Shard, str]]()
+        for shard in opened.shards:
+            rows = shard.table()
+            keys += rows["key"].chunks
+            found.append((shard, table_digest(rows)))
+        check_distinct_keys(findings, pa.chunked_array(keys, pa.string()))
         findings.require(
             totals.get("samples") == opened.samples,
             f"{artifact.uri}: the totals say {totals.get('samples')} samples, the index has {opened.samples}",
@@ -117,7 +123,7 @@ def prove_shards(findings: Findings) -> list[Shard]:
         )
         if meta.protocol is not None:
             _prove_protocol(findings, opened, meta.protocol, meta.split.part if meta.split else "")
-        return list(opened.shards)
+        return found
     return []
 
 

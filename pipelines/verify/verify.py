@@ -1,7 +1,7 @@
 """Proves an artifact from its stored bytes alone: digests, counts, schemas, conservation, and its chain of inputs.
 
-`verify` is that proof. `verify_tars` checks the shards at the start of a run: it is spread over Ray and skips tars that
-were proven before. It lists damage instead of failing, since `encode` turns damaged samples into rejects.
+`verify` is that proof. It skips what an earlier one proved, and spreads much work over Ray. `verify_tars` checks the
+shards at the start of a run. It lists damage instead of failing, since `encode` turns damaged samples into rejects.
 """
 
 import json
@@ -9,19 +9,25 @@ import logging
 import math
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, ReceiptRef, open_artifact
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.versions import NAMED_FOLDERS, list_referenced, manifest_path, open_current, read_version
+from pipelines.artifacts.versions import (
+    NAMED_FOLDERS,
+    list_referenced,
+    manifest_path,
+    open_current,
+    open_known,
+    read_version,
+)
 from pipelines.artifacts.words import format_bytes, last_part, list_first
 from pipelines.cluster.progress import stage
 from pipelines.cluster.ray_pool import Pool, ray_pool
-from pipelines.cluster.submit import on_cluster
+from pipelines.cluster.submit import job_address, on_cluster
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, InputError, format_count
 from pipelines.shards.shards import Shard, open_shards
@@ -32,13 +38,15 @@ from pipelines.verify.duplicates import prove_duplicates
 from pipelines.verify.findings import MAX_PROBLEMS, Findings
 from pipelines.verify.index import prove_index
 from pipelines.verify.model import prove_checkpoint, prove_model
+from pipelines.verify.proofs import Proofs
 from pipelines.verify.report import prove_alias, prove_report
 from pipelines.verify.shards import prove_shards, prove_tar
+from pipelines.verify.spread import Spread
 from pipelines.verify.study import prove_study
 
 _log = logging.getLogger(__name__)
 
-CHECKS_AT_ONCE = 4
+DEFAULTS = Config()
 ARTIFACTS_NAMED = 5
 PROVEN = "proven"
 """Folder below a run's `--out`, outside every artifact, of the tars that were proven: `<id>.json`, each put once."""
@@ -62,10 +70,12 @@ read in one pass.
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyResult(Result):
-    """The passed checks, and files that no version names."""
+    """The passed checks, the number of files `read` now and `known` to be right before, and files of no version."""
 
     verb: str = "verify"
     kind: str
+    read: int
+    known: int
     checks: list[str]
     orphans: list[str]
 
@@ -105,25 +115,62 @@ class TarsResult(Result):
         return "damaged" if self.damaged else "valid" if self.proven else self.status
 
 
-def verify(uri: str, shards: str | None = None, model: str | None = None) -> VerifyResult:
+def verify(
+    uri: str,
+    config: Config = DEFAULTS,
+    shards: str | None = None,
+    model: str | None = None,
+    full: bool = False,
+    sample: float = 0.0,
+    pool: Pool | None = ray_pool,
+) -> VerifyResult:
     """Check everything that the artifact at `uri` claims.
+
+    What earlier verifications proved is skipped where size and time of its files are as they were. `sample` is the
+    share of it that is proven again, what was proven longest ago first; with `full` all of it is. Much is read on Ray,
+    unless `pool` is None; for a store that nodes see, in a Ray job if `ray.address` asks for one.
 
     Inputs are looked for at `shards` and `model` where given, else at their remembered places; one that is out of reach
     is noted, and is no failure. The same holds for orphans, files that no version names. Raises DamagedArtifact naming
     the first problem and the number of others; InputError where nothing was committed.
     """
+    if Store(uri).is_local and job_address(config) is not None:
+        return _verify(uri, config, shards, model, full, sample, pool=None)
+    return _verify_on_cluster(uri, config, shards, model, full, sample, pool)
+
+
+def _verify(
+    uri: str,
+    config: Config,
+    shards: str | None = None,
+    model: str | None = None,
+    full: bool = False,
+    sample: float = 0.0,
+    pool: Pool | None = ray_pool,
+) -> VerifyResult:
     first = open_artifact(uri)
     given = {role: where for role, where in (("shards", shards), ("model", model)) if where is not None}
-    findings = Findings(first, given)
-    published = _published(findings)
+    proofs = Proofs(first.store, first.store.entries(), 1.0 if full else sample)
+    try:
+        return _prove(Findings(first, given, proofs, Spread(first.store, config, pool)))
+    finally:
+        proofs.save()
+
+
+_verify_on_cluster = on_cluster("verify {uri}")(_verify)
+
+
+def _prove(findings: Findings) -> VerifyResult:
+    """Prove all versions of the artifact that `findings` begins with, its first one."""
+    first, published = findings.artifact, _published(findings)
     kind = first.manifest.kind
-    newest = Findings(open_current(first.store), given) if kind == "shards" and len(published) > 1 else findings
+    newest = findings.of(open_current(first.store)) if kind == "shards" and len(published) > 1 else findings
     tars = prove_shards(newest) if kind == "shards" else []
-    _check_bytes(newest, list(published.values()), tars)
+    counts = _check_bytes(newest, list(published.values()), tars)
     if newest is not findings:
         findings.absorb(newest)
     for path, artifact in published.items():
-        found = findings if artifact is first else Findings(artifact, given, proven=findings.proven)
+        found = findings if artifact is first else findings.of(artifact)
         _check_envelope(found, path)
         if kind in PROOFS:
             PROOFS[kind](found)
@@ -134,20 +181,32 @@ def verify(uri: str, shards: str | None = None, model: str | None = None) -> Ver
     if findings.problems:
         raise DamagedArtifact(_summary(findings))
     orphans = _orphans(published)
-    return VerifyResult.of(open_current(first.store), "done", kind=kind, checks=findings.checks, orphans=orphans)
+    current = open_current(first.store)
+    return VerifyResult.of(current, "done", kind=kind, **counts, checks=findings.checks, orphans=orphans)
 
 
-def verify_folder(uri: str, names: Sequence[str]) -> FolderResult:
+def verify_folder(
+    uri: str, names: Sequence[str], config: Config, full: bool = False, sample: float = 0.0
+) -> FolderResult:
     """Verify the artifacts `names` below `uri`; warn of each damaged one, and raise DamagedArtifact at the end."""
     damaged, rows = [], []
     for name in names:
         try:
-            found = verify(f"{uri}/{name}")
+            found = verify(f"{uri}/{name}", config, full=full, sample=sample)
         except (DamagedArtifact, InputError) as error:  # InputError: it was begun and not finished
             _log.warning("%s", error)
             damaged.append(name)
         else:
-            rows.append({"artifact": name, "kind": found.kind, "checks": len(found.checks), "digest": found.digest})
+            rows.append(
+                {
+                    "artifact": name,
+                    "kind": found.kind,
+                    "checks": len(found.checks),
+                    "read": found.read,
+                    "known": found.known,
+                    "digest": found.digest,
+                }
+            )
     if damaged:
         named = list_first(damaged, ARTIFACTS_NAMED)
         raise DamagedArtifact(f"{len(damaged)} of {len(names)} artifacts below {uri} are not whole: {named}")
@@ -162,9 +221,9 @@ def verify_tars(uri: str, out: str, config: Config, pool: Pool = ray_pool) -> Ta
     manifest or index differ from the published ones.
     """
     artifact = open_current(uri, "shards")
-    findings = Findings(artifact, {})
+    findings = Findings(artifact, {}, Proofs(artifact.store, {}), Spread(artifact.store, config, pool=None))
     _check_envelope(findings, manifest_path(artifact))
-    shards = prove_shards(findings)
+    shards = [shard for shard, _ in prove_shards(findings)]
     if findings.problems:
         raise DamagedArtifact(_summary(findings))
     known = _remembered_tars(Store(out))
@@ -275,29 +334,67 @@ def _check_envelope(findings: Findings, path: str) -> None:
     findings.checks.append("the manifest matches its own digest, and identity.json agrees with it")
 
 
-def _check_bytes(findings: Findings, published: list[Artifact], tars: list[Shard]) -> None:
-    """Check size and sha256 of all parts and receipts of all versions, and a tar's members in the same pass."""
-    artifact = findings.artifact
-    classes = len(artifact.facts(ShardsMeta).classes) if tars else 0
-    streamed = {shard.part.path for shard in tars}
+class BytesProver:
+    """Proves the bytes of single objects; of a tar in the same pass also its members, against the shard index."""
+
+    def __init__(self, artifact: Artifact, tars: Iterable[Shard]) -> None:
+        self._artifact, self._tars = artifact, {shard.part.path: shard for shard in tars}
+        self._classes = len(artifact.facts(ShardsMeta).classes) if self._tars else 0
+
+    @classmethod
+    def open(cls, uri: str, kind: str, digest: str) -> Self:
+        """Open the version of this digest."""
+        artifact = open_known(uri, kind, digest)
+        return cls(artifact, open_shards(artifact).shards if kind == "shards" else ())
+
+    def prove(self, entry: Part | ReceiptRef) -> list[str]:
+        """Return the problems of an object."""
+        shard = self._tars.get(entry.path)
+        return _damage(self._artifact, entry) if shard is None else prove_tar(self._artifact, shard, self._classes)
+
+    def run(self, items: Sequence[Part | ReceiptRef]) -> list[list[str]]:
+        """Return the problems of several objects."""
+        return [self.prove(entry) for entry in items]
+
+
+def _check_bytes(
+    findings: Findings, published: Sequence[Artifact], tars: Sequence[tuple[Shard, str]]
+) -> dict[str, int]:
+    """Check size and sha256 of all parts and receipts of all versions, and a tar's members in the same pass.
+
+    Returns the number of objects that were read, and of those that were known.
+    """
+    artifact, proofs = findings.artifact, findings.proofs
+    rows = {shard.part.path: digest for shard, digest in tars}
     named = {entry.model_dump_json(): entry for one in published for entry in list_referenced(one)}
-    rest = [entry for entry in named.values() if entry.path not in streamed]
-    tasks: list[Callable[[], Iterable[str]]] = [
-        *(lambda shard=shard: prove_tar(artifact, shard, classes) for shard in tars),
-        *(lambda entry=entry: _damage(artifact, entry) for entry in rest),
-    ]
-    name = f"verify: {last_part(artifact.uri)}"
-    with ThreadPoolExecutor(CHECKS_AT_ONCE, "verify") as pool, stage(name, len(tasks), unit="files") as advance:
-        for problems in pool.map(lambda task: list(task()), tasks):
-            for problem in problems:
-                findings.note_problem(problem)
-            advance(1)
-    parts = [entry for entry in named.values() if isinstance(entry, Part)]
+    meta = artifact.facts(ShardsMeta) if tars else None
+    of_tars = [len(meta.classes), meta.adopted] if meta else []
+
+    def claim(entry: Part | ReceiptRef) -> tuple[object, ...]:
+        bytes_of = entry.path, entry.bytes, entry.sha256
+        return ("tar", *bytes_of, rows[entry.path], *of_tars) if entry.path in rows else ("bytes", *bytes_of)
+
+    new = [entry for entry in named.values() if not proofs.holds(*claim(entry))]
+    prover = BytesProver(artifact, [shard for shard, _ in tars])
+    args = artifact.uri, artifact.manifest.kind, artifact.digest
+    for entry, problems in findings.spread.run(prover, args, new, [entry.bytes for entry in new], "files"):
+        for problem in problems:
+            findings.note_problem(problem)
+        if not problems:
+            proofs.add([entry.path], *claim(entry))
+    _note_bytes(findings, list(named.values()), known := len(named) - len(new))
+    return {"read": len(new), "known": known}
+
+
+def _note_bytes(findings: Findings, entries: Sequence[Part | ReceiptRef], known: int) -> None:
+    """Note the check of all parts and receipts, and how many of them an earlier verification had read."""
+    parts = [entry for entry in entries if isinstance(entry, Part)]
     size, rejects = sum(part.bytes for part in parts), sum(part.path.startswith("rejects/") for part in parts)
     of_them = f", {rejects} of them rejects" if rejects else ""
-    receipts = format_count(len(named) - len(parts), "receipt")
+    receipts = format_count(len(entries) - len(parts), "receipt")
+    before = f"; {known:,} of these are unchanged since an earlier verify" if known else ""
     findings.checks.append(
-        f"{format_count(len(parts), 'part')} ({format_bytes(size)}{of_them}) and {receipts} match their sha256"
+        f"{format_count(len(parts), 'part')} ({format_bytes(size)}{of_them}) and {receipts} match their sha256{before}"
     )
 
 

@@ -1,6 +1,7 @@
 """Encoding on a real Ray: the same bytes however it is run, and nothing lost when a worker dies."""
 
 import os
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -18,6 +19,7 @@ from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.shards import INDEX_NAME, index_bytes, open_shards
 from pipelines.storage import Store
+from pipelines.verify import spread
 from pipelines.verify.verify import verify
 from tests.integration.conftest import SETTINGS
 from tests.support.inline import InlinePool, ray_pool_of
@@ -168,3 +170,18 @@ def test_the_run_record_has_rate_and_shares(codes: Path) -> None:
     assert record["images_per_second"] > 0
     assert set(record["shares"]) == {"read", "decode", "forward", "write"}
     assert sum(record["shares"].values()) == pytest.approx(1, abs=0.001)
+
+
+def test_verify_on_ray_finds_what_verify_in_one_process_finds(
+    shards: Path, codes: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = [verify(str(root / "train"), full=True, pool=None).as_json() for root in (shards, codes)]
+    monkeypatch.setattr(spread, "RAY_FROM_BYTES", 0)
+    there = [verify(str(root / "train"), full=True).as_json() for root in (shards, codes)]
+    assert there == here
+    copy = tmp_path / "copy"
+    shutil.copytree(codes / "train", copy)
+    part = next((copy / "parts").iterdir())
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(DamagedArtifact, match=rf"{part.name} does not match the digest"):
+        verify(str(copy))

@@ -130,7 +130,7 @@ def test_a_job_writes_its_outcome_as_a_record(shards: str, tmp_path: Path) -> No
     config = {"metadata": {"job_submission_id": submission, RECORDS_METADATA: "1"}}
     env = os.environ | {JOB_CONFIG_VARIABLE: json.dumps(config)}
     for uri, code in ((shards, 0), (str(tmp_path / "nothing"), 2)):
-        done = subprocess.run([*HHNET, "verify", uri], env=env, capture_output=True, text=True)
+        done = subprocess.run([*HHNET, "verify", uri, "--full"], env=env, capture_output=True, text=True)
         assert done.returncode == code
         records = [read_record(line, submission)[1] for line in done.stdout.splitlines()]
         outcome = records[-1]
