@@ -6,6 +6,7 @@ commit    the protocol that publishes it
 nearby    what lies where an artifact was looked for in vain
 differences  how a root that another run began differs
 versions  the versions of one root, and which is current
+parquet   tables as Parquet, written in one byte form
 tables    the Parquet tables of shards, codes and rejects
 splits    which part of which split an artifact holds
 runs      what was done when and where, outside every digest

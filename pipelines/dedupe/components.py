@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from hhnet.search.pairs import UnionFind
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import Artifact, Part
-from pipelines.artifacts.tables import parquet_bytes, read_table, table_of
+from pipelines.artifacts.parquet import parquet_bytes, table_of
+from pipelines.artifacts.tables import read_table
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import DedupeSettings
 from pipelines.dedupe.confirm import ComponentMatcher, SeenSamples

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import DuplicatesMeta, ModelCard
 from pipelines.artifacts.manifest import Artifact, Facts, fingerprint
+from pipelines.artifacts.parquet import parquet_bytes, table_of_rows
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.tables import parquet_bytes, read_table, table_of_rows
+from pipelines.artifacts.tables import read_table
 from pipelines.artifacts.versions import find_finished, open_current, open_input_version
 from pipelines.config.fingerprint import result_settings
 from pipelines.config.settings import Config, DedupeSettings

@@ -19,7 +19,7 @@ from hhnet.search.multi_index import MultiIndexHash, default_substrings, table_l
 from hhnet.search.pairs import MAX_CODES, equal_groups, near_pairs
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import PairsReceipt
-from pipelines.artifacts.tables import parquet_bytes, table_of
+from pipelines.artifacts.parquet import parquet_bytes, table_of
 from pipelines.artifacts.versions import missing_paths
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import DedupeSettings

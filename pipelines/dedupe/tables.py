@@ -21,7 +21,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.artifacts.manifest import Artifact, Part
-from pipelines.artifacts.tables import read_table, schema_of, schema_of_rows
+from pipelines.artifacts.parquet import schema_of, schema_of_rows
+from pipelines.artifacts.tables import read_table
 from pipelines.errors import DamagedArtifact
 
 SHARDS_NAME = "shards.parquet"

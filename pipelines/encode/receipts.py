@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipelines.artifacts.commit import ArtifactWriter, read_claim
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, Part, ReceiptRef, read_part
-from pipelines.artifacts.tables import as_written, parquet_bytes, read_parquet
+from pipelines.artifacts.parquet import as_written, parquet_bytes, read_parquet
 from pipelines.encode.shard import ShardCodes
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Shard

@@ -14,9 +14,10 @@ from pathlib import PurePosixPath
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.facts import CodesMeta, Receipt
 from pipelines.artifacts.manifest import Artifact, ReceiptRef, open_artifact
+from pipelines.artifacts.parquet import read_parquet, require_schema
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
-from pipelines.artifacts.tables import REJECTS, read_parquet, require_schema
+from pipelines.artifacts.tables import REJECTS
 from pipelines.artifacts.versions import open_input_version, open_version, publish_next
 from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.cluster.submit import on_cluster

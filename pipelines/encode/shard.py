@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.artifacts.tables import REJECTS, column_of, columns_of, parquet_bytes, table_of
+from pipelines.artifacts.parquet import columns_of, parquet_bytes, table_of
+from pipelines.artifacts.tables import REJECTS, column_of
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.containers.limits import ImageReject

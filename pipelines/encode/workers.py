@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipelines.artifacts.facts import Receipt
+from pipelines.artifacts.parquet import parquet_bytes
 from pipelines.artifacts.runs import RunLog
-from pipelines.artifacts.tables import Reason, parquet_bytes
+from pipelines.artifacts.tables import Reason
 from pipelines.artifacts.words import last_part
 from pipelines.cluster.attempts import End, Outcome
 from pipelines.cluster.metrics import Meter

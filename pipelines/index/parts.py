@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import PartReceipt
 from pipelines.artifacts.manifest import PART_DIGEST_CHARS, Part
-from pipelines.artifacts.tables import parquet_bytes
+from pipelines.artifacts.parquet import parquet_bytes
 from pipelines.encode.codes import code_array, read_codes, renumber_labels
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import Codes, IndexKind

@@ -10,9 +10,9 @@ from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import IndexCard, IndexMeta, PartReceipt, QuantizerReceipt
 from pipelines.artifacts.host import allowed_cpus
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part
+from pipelines.artifacts.parquet import parquet_bytes, table_of_rows
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog
-from pipelines.artifacts.tables import parquet_bytes, table_of_rows
 from pipelines.artifacts.versions import missing_paths
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.progress import say_resumed, stage

@@ -27,7 +27,8 @@ import pyarrow.compute as pc
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.facts import IndexMeta, PartReceipt
 from pipelines.artifacts.manifest import Artifact, Part
-from pipelines.artifacts.tables import LABELS, read_table, real_codes_column, schema_of, schema_of_rows
+from pipelines.artifacts.parquet import schema_of, schema_of_rows
+from pipelines.artifacts.tables import LABELS, read_table, real_codes_column
 from pipelines.artifacts.versions import made_as, open_version
 from pipelines.encode.codes import CodesSet, names_of_class_ids, real_codes_array
 from pipelines.errors import DamagedArtifact

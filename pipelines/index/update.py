@@ -14,8 +14,8 @@ import numpy as np
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import IndexCard
 from pipelines.artifacts.manifest import ArtifactInput, Part, ReceiptRef, remember_origin
+from pipelines.artifacts.parquet import parquet_bytes, table_of
 from pipelines.artifacts.runs import RunLog
-from pipelines.artifacts.tables import parquet_bytes, table_of
 from pipelines.artifacts.versions import next_artifact, publish_manifest, put_manifest, require_parts
 from pipelines.cluster.ray_pool import Pool, ray_pool
 from pipelines.cluster.submit import on_cluster

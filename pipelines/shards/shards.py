@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part
-from pipelines.artifacts.tables import SHARD_INDEX, ParquetRows, columns_of, parquet_groups, table_of
+from pipelines.artifacts.parquet import ParquetRows, columns_of, parquet_groups, table_of
+from pipelines.artifacts.tables import SHARD_INDEX
 from pipelines.artifacts.versions import open_current, open_known
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.shards.tar import MAX_MEMBER_BYTES, TarDamaged, read_tar

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.artifacts.tables import schema_of, table_of
+from pipelines.artifacts.parquet import schema_of, table_of
 
 AXIS_PREFIX = "axis."
 """Prefix of the columns with the labels of an axis; the axis's name follows."""

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ModelMeta, ReportMeta, StudyMeta
 from pipelines.artifacts.manifest import Artifact, fingerprint
+from pipelines.artifacts.parquet import parquet_bytes, read_parquet, table_of_rows
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.runs import RunLog, closed_records, write_run_record
-from pipelines.artifacts.tables import parquet_bytes, read_parquet, table_of_rows
 from pipelines.artifacts.versions import find_finished, open_current
 from pipelines.artifacts.words import format_span
 from pipelines.cluster.session import kept_ray

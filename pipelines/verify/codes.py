@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from pipelines.artifacts.facts import CodesMeta, ModelMeta, Receipt, ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, ReceiptRef
-from pipelines.artifacts.tables import REJECTS, Reason, codes_schema, parse_column_type, read_table, table_digest
+from pipelines.artifacts.parquet import table_digest
+from pipelines.artifacts.tables import REJECTS, Reason, codes_schema, parse_column_type, read_table
 from pipelines.artifacts.versions import open_known
 from pipelines.encode.codes import require_signs
 from pipelines.errors import DamagedArtifact

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from pipelines.artifacts.facts import ProtocolCard, ShardsMeta
 from pipelines.artifacts.manifest import Artifact
+from pipelines.artifacts.parquet import table_digest
 from pipelines.artifacts.splits import part_proof, split_digest
-from pipelines.artifacts.tables import table_digest
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Member, Record, Shard, ShardSet, open_shards
 from pipelines.shards.tar import Hashed, TarDamaged, TarEntry, read_tar

@@ -22,7 +22,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import webdataset
 
-from pipelines.artifacts.tables import codes_schema, table_of
+from pipelines.artifacts.parquet import table_of
+from pipelines.artifacts.tables import codes_schema
 from pipelines.config.loading import load_config
 from pipelines.encode.encode import encode
 from pipelines.encode.encoder import Encoder, Encoding

@@ -28,7 +28,8 @@ import pyarrow.compute as pc
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import ArtifactInput
-from pipelines.artifacts.tables import codes_schema, parquet_bytes
+from pipelines.artifacts.parquet import parquet_bytes
+from pipelines.artifacts.tables import codes_schema
 from pipelines.artifacts.versions import find_finished
 from pipelines.index.kinds import NOTHING_REMOVED
 from pipelines.index.reader import IndexReader, open_index

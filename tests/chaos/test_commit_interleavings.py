@@ -18,7 +18,8 @@ import pytest
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import Facts, Part, open_artifact
-from pipelines.artifacts.tables import codes_schema, parquet_bytes, read_parquet, table_of
+from pipelines.artifacts.parquet import parquet_bytes, read_parquet, table_of
+from pipelines.artifacts.tables import codes_schema
 from pipelines.errors import CommitConflict, HHNetError, InputError, WorkFailed
 from pipelines.storage import Store
 from tests.support.checker import stored_on_s3, violations

@@ -17,7 +17,8 @@ import pytest
 
 from hhnet.search.multi_index import ScanCosts
 from pipelines.artifacts.manifest import Artifact, open_artifact
-from pipelines.artifacts.tables import codes_schema, read_parquet, require_schema
+from pipelines.artifacts.parquet import read_parquet, require_schema
+from pipelines.artifacts.tables import codes_schema
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.encode.codes import code_array, open_codes
 from pipelines.errors import DamagedArtifact, HHNetError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.artifacts.manifest import open_artifact
-from pipelines.artifacts.tables import read_parquet
+from pipelines.artifacts.parquet import read_parquet
 from pipelines.config.settings import Config
 from pipelines.encode.encode import encode
 from pipelines.errors import InputError

@@ -10,7 +10,8 @@ import safetensors.numpy
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part
-from pipelines.artifacts.tables import REJECTS, codes_schema, parquet_bytes, table_of
+from pipelines.artifacts.parquet import parquet_bytes, table_of
+from pipelines.artifacts.tables import REJECTS, codes_schema
 from pipelines.encode.codes import code_array, open_codes
 from pipelines.index.kinds import index_kind
 from pipelines.index.reader import ORDINALS, ORDINALS_NAME, index_id, keys_name, keys_schema, part_stem

@@ -22,7 +22,8 @@ from hhnet import pack_bits, unpack_bits
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part, fingerprint
-from pipelines.artifacts.tables import REAL_CODES, codes_schema, parquet_bytes, table_of
+from pipelines.artifacts.parquet import parquet_bytes, table_of
+from pipelines.artifacts.tables import REAL_CODES, codes_schema
 from pipelines.config.settings import Config, IngestSettings
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json, sha256_of

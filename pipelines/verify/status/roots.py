@@ -10,8 +10,8 @@ from pathlib import PurePosixPath
 from pipelines.artifacts.commit import list_versions, read_claim
 from pipelines.artifacts.facts import CheckpointMeta, IndexMeta, ModelMeta, Receipt
 from pipelines.artifacts.manifest import Artifact, Part, open_artifact, read_identity, read_part
+from pipelines.artifacts.parquet import read_parquet
 from pipelines.artifacts.runs import Record, Run, read_runs
-from pipelines.artifacts.tables import read_parquet
 from pipelines.artifacts.versions import open_current
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.storage import Store, map_in_order

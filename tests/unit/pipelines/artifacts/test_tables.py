@@ -12,18 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.artifacts.tables import (
-    REJECTS,
-    SHARD_INDEX,
+from pipelines.artifacts.parquet import (
     ParquetRows,
-    Reason,
-    codes_schema,
     parquet_bytes,
     parquet_groups,
     read_parquet,
     require_schema,
     table_of,
 )
+from pipelines.artifacts.tables import REJECTS, SHARD_INDEX, Reason, codes_schema
 from pipelines.errors import DamagedArtifact
 
 
@@ -180,7 +177,7 @@ def test_reading_parquet_leaves_no_thread(tmp_path: Path) -> None:
     code = """
 import os, sys
 import pyarrow.parquet
-from pipelines.artifacts.tables import read_parquet
+from pipelines.artifacts.parquet import read_parquet
 data = open(sys.argv[1], "rb").read()
 before = set(os.listdir("/proc/self/task"))
 assert read_parquet(data, "table", ["b"]).num_rows == 1000

@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.artifacts.facts import IndexMeta
 from pipelines.artifacts.manifest import Manifest, Part, manifest_digest
-from pipelines.artifacts.tables import parquet_bytes
+from pipelines.artifacts.parquet import parquet_bytes
 from pipelines.artifacts.versions import open_current
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, WorkFailed

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.artifacts.commit import list_versions, publish_version
 from pipelines.artifacts.manifest import manifest_digest, open_artifact
-from pipelines.artifacts.tables import parquet_bytes, read_parquet, table_of
+from pipelines.artifacts.parquet import parquet_bytes, read_parquet, table_of
 from pipelines.artifacts.versions import open_current
 from pipelines.config.settings import Config
 from pipelines.errors import (

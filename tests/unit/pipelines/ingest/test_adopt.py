@@ -13,7 +13,8 @@ import pytest
 
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.manifest import manifest_digest, open_artifact
-from pipelines.artifacts.tables import SHARD_INDEX, parquet_bytes, read_parquet, table_of
+from pipelines.artifacts.parquet import parquet_bytes, read_parquet, table_of
+from pipelines.artifacts.tables import SHARD_INDEX
 from pipelines.artifacts.versions import open_current
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.ingest import adopt as adopting

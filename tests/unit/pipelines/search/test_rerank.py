@@ -21,7 +21,7 @@ import pipelines.index.pool
 from hhnet import pack_bits, quantise_real_codes
 from hhnet.codes import sign_bits
 from pipelines.artifacts.manifest import Artifact, manifest_digest
-from pipelines.artifacts.tables import parquet_bytes, read_parquet
+from pipelines.artifacts.parquet import parquet_bytes, read_parquet
 from pipelines.artifacts.versions import open_current, open_input_version
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.artifacts.manifest import Artifact
-from pipelines.artifacts.tables import parquet_bytes
+from pipelines.artifacts.parquet import parquet_bytes
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, InputError

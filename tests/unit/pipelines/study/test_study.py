@@ -14,7 +14,7 @@ import torch
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import open_artifact
-from pipelines.artifacts.tables import parquet_bytes
+from pipelines.artifacts.parquet import parquet_bytes
 from pipelines.config.loading import load_config
 from pipelines.encode.encode import encode
 from pipelines.errors import DamagedArtifact, StoreUnavailable, UsageError, WorkFailed

@@ -12,7 +12,7 @@ import pytest
 from hhnet import pack_bits
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import Artifact, ArtifactInput, open_artifact
-from pipelines.artifacts.tables import parquet_bytes, read_parquet, table_of
+from pipelines.artifacts.parquet import parquet_bytes, read_parquet, table_of
 from pipelines.config.settings import Config, DedupeSettings
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.dedupe.tables import (

@@ -12,7 +12,8 @@ import safetensors.numpy
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import Artifact, manifest_digest
-from pipelines.artifacts.tables import SHARD_INDEX, parquet_bytes, read_parquet
+from pipelines.artifacts.parquet import parquet_bytes, read_parquet
+from pipelines.artifacts.tables import SHARD_INDEX
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import index_kind
 from pipelines.shards.shards import INDEX_NAME, open_shards
