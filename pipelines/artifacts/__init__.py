@@ -1,6 +1,7 @@
 """Artifacts: the results that verbs publish at a root and that later verbs read.
 
 manifest  what an artifact holds, and how it is opened
+lists     the lists of parts and receipts of a large artifact
 facts     what manifests and receipts say of each kind
 commit    the protocol that publishes it
 nearby    what lies where an artifact was looked for in vain

@@ -8,7 +8,6 @@ The existence of the manifest is success. Readers start there, never list, and c
 before anything parses it.
 """
 
-import json
 import re
 import threading
 from collections.abc import Container, Mapping, Sequence
@@ -25,11 +24,10 @@ from pipelines.artifacts.manifest import (
     ArtifactInput,
     F,
     Facts,
-    Manifest,
     Part,
     ReceiptRef,
     inputs_of,
-    manifest_digest,
+    make_manifest,
     read_identity,
 )
 from pipelines.errors import FingerprintMismatch, InputError
@@ -166,6 +164,7 @@ class ArtifactWriter:
         `point` names the failpoints of that last step.
         """
         artifact = self.draft(parts, totals, meta, receipts)
+        artifact.manifest.put_lists(self.store)
         self.store.put_same("manifest.json", artifact.manifest.to_bytes(), point)
         return artifact
 
@@ -173,18 +172,15 @@ class ArtifactWriter:
         self, parts: Sequence[Part], totals: Mapping[str, int], meta: Facts, receipts: Mapping[str, Facts] | None = None
     ) -> Artifact:
         """Return the artifact as `commit` would publish it; its parts can be read already."""
-        refs = [ReceiptRef.of(shard, receipt) for shard, receipt in sorted((receipts or {}).items())]
-        fields: dict[str, Any] = {
-            "format": MANIFEST_FORMAT,
+        refs = [ReceiptRef.of(shard, receipt) for shard, receipt in (receipts or {}).items()]
+        fields = {
             "kind": self.kind,
             "fingerprint": self.fingerprint,
             "inputs": [entry.model_dump() for entry in self.inputs],
-            "parts": [part.model_dump() for part in sorted(parts, key=lambda part: part.path)],
-            "receipts": [ref.model_dump() for ref in refs],
             "totals": dict(totals),
-            "meta": json.loads(canonical_json(meta)),
+            "meta": meta,
         }
-        return Artifact(self.store, Manifest.model_validate({**fields, "digest": manifest_digest(fields)}))
+        return Artifact(self.store, make_manifest(self.store, fields, parts, refs))
 
 
 # -------------------------------------------------------------------------------------------------------- versions

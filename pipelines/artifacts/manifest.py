@@ -1,24 +1,30 @@
-"""Manifests: the contents of an artifact, and artifacts opened through them, each byte checked against its digest."""
+"""Manifests: the contents of an artifact, and artifacts opened through them, each byte checked against its digest.
+
+A manifest names parts and receipts itself, or where they are many in lists (see `lists`), which are read when they are
+needed.
+"""
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Any, Self, TypeVar, cast
+from typing import Annotated, Any, Self, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails
 
+from pipelines.artifacts.lists import INLINE_ENTRIES, Holds, ListRef, pack_lists, parse_list
 from pipelines.artifacts.nearby import explain_absence
 from pipelines.errors import ConfigError, DamagedArtifact, InputError
-from pipelines.storage import Store, canonical_json, sha256_of
+from pipelines.storage import Store, canonical_json, map_in_order, sha256_of
 
 _log = logging.getLogger(__name__)
 
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 PART_NAME = r"[A-Za-z0-9_(\[][A-Za-z0-9 ._+=,@()\[\]-]*"
 """Pattern of the names that a part may have.
 
@@ -27,6 +33,10 @@ Spaces and brackets are allowed, since browsers and people put them into the nam
 
 
 PART_DIGEST_CHARS = 16
+
+
+_Bytes = bytes
+"""The type, in classes that have a field `bytes`."""
 
 
 def fingerprint(kind: str, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -70,6 +80,15 @@ def _wrong(entry: ErrorDetails) -> str:
 F = TypeVar("F", bound=Facts)
 
 
+def _receipt_bytes(value: object) -> object:
+    """Return a receipt as canonical JSON, from its values in a manifest or its bytes in a list."""
+    return canonical_json(value) if isinstance(value, dict) else value
+
+
+def _receipt_json(data: bytes) -> object:
+    return json.loads(data)
+
+
 class Part(_Record):
     """One immutable object of an artifact: its path below the root, size, digest and number of rows."""
 
@@ -94,39 +113,89 @@ class ArtifactInput(_Record):
 
 
 class ReceiptRef(_Record):
-    """A shard's receipt, as the manifest lists it."""
+    """A shard's receipt, as the manifest holds it. Its object was put when the shard was done."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     shard: str
     path: str
-    bytes: int
-    sha256: str
+    data: Annotated[_Bytes, Field(alias="receipt"), BeforeValidator(_receipt_bytes), PlainSerializer(_receipt_json)]
+    """Canonical JSON of the receipt."""
 
     @classmethod
     def of(cls, shard: str, receipt: Facts, name: str | None = None) -> Self:
         """Refer to a shard's receipt, which was put as `name`, by default under the name of the shard."""
-        data = canonical_json(receipt)
-        return cls(shard=shard, path=f"receipts/{name or shard}.json", bytes=len(data), sha256=sha256_of(data))
+        return cls(shard=shard, path=f"receipts/{name or shard}.json", data=canonical_json(receipt))
+
+    @property
+    def bytes(self) -> int:
+        """Size of the object."""
+        return len(self.data)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the object."""
+        return sha256_of(self.data)
+
+    def parse(self, model: type[F], where: str, advice: str) -> F:
+        """Return the receipt; raises DamagedArtifact, ending with `advice`, where it does not fit the model."""
+        return model.parse(self.data, f"{where}/{self.path}", advice)
+
+
+L = TypeVar("L", Part, ReceiptRef)
+
+Entry = Part | ReceiptRef | ListRef
+"""An object that a manifest names."""
 
 
 class Manifest(_Record):
     """The published description of an artifact. `meta` holds the kind's own facts (classes, bits, card, settings)."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     format: int
     kind: str
     fingerprint: str
     inputs: tuple[ArtifactInput, ...]
-    parts: tuple[Part, ...]
-    receipts: tuple[ReceiptRef, ...]
+    named_parts: tuple[Part, ...] = Field(alias="parts")
+    """Parts that the manifest names itself; `parts` has them all."""
+    named_receipts: tuple[ReceiptRef, ...] = Field(alias="receipts")
+    lists: tuple[ListRef, ...]
     totals: dict[str, int]
     meta: dict[str, Any]
     digest: str
 
+    _store: Store | None = PrivateAttr(None)
+    _unput: dict[str, _Bytes] = PrivateAttr(default_factory=dict)
+    """Lists that are not put yet, by path."""
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts, sorted by path."""
+        return self.named_parts or tuple(sorted(self._listed("parts", Part), key=lambda part: part.path))
+
+    @cached_property
+    def receipts(self) -> tuple[ReceiptRef, ...]:
+        """All receipts, sorted by shard."""
+        return self.named_receipts or tuple(sorted(self._listed("receipts", ReceiptRef), key=lambda ref: ref.shard))
+
     def part(self, name: str) -> Part:
         """Return the part with this logical name; raises DamagedArtifact where there is none."""
-        for part in self.parts:
+        for part in self._parts_near(PurePosixPath(name)):
             if part.name == name:
                 return part
         raise DamagedArtifact(f"the {self.kind} manifest lists no part {name}")
+
+    def _parts_near(self, name: PurePosixPath) -> Iterable[Part]:
+        """Return the parts among which one of this name is: of a manifest with lists, those of the lists around it."""
+        if "parts" in self.__dict__ or not self.lists:
+            return self.parts
+        return self._listed("parts", Part, f"parts/{name.stem}-")
+
+    def held_in_lists(self, holds: Holds, model: type[L]) -> list[tuple[ListRef, tuple[L, ...]]]:
+        """Return the lists that hold this kind of entry, with their entries."""
+        refs = [ref for ref in self.lists if ref.holds == holds]
+        return list(zip(refs, map_in_order(lambda ref: self._read_list(ref, model), refs), strict=True))
 
     def input(self, role: str) -> ArtifactInput:
         """Return the input with this role; raises DamagedArtifact where there is none."""
@@ -135,9 +204,57 @@ class Manifest(_Record):
                 return entry
         raise DamagedArtifact(f"the {self.kind} manifest names no input {role}")
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self) -> _Bytes:
         """Return the canonical JSON, digest included."""
         return canonical_json(self.model_dump(mode="json"))
+
+    def put_lists(self, store: Store) -> None:
+        """Put the lists that are not put yet."""
+        for path, data in self._unput.items():
+            store.put_same(path, data, "list.put")
+
+    def _listed(self, holds: Holds, model: type[L], prefix: str = "") -> Iterator[L]:
+        refs = [ref for ref in self.lists if ref.holds == holds and ref.may_hold(prefix)]
+        return chain.from_iterable(map_in_order(lambda ref: self._read_list(ref, model), refs))
+
+    def _read_list(self, ref: ListRef, model: type[L]) -> tuple[L, ...]:
+        assert self._store is not None, "a manifest with lists knows its store"
+        where = f"{self._store.uri}/{ref.path}"
+        data = self._unput.get(ref.path) or read_part(self._store, ref)
+        entries = parse_list(data, ref, model, where)
+        _require_inside(where, entries)
+        return entries
+
+
+def make_manifest(
+    store: Store,
+    fields: Mapping[str, Any],
+    parts: Iterable[Part],
+    receipts: Iterable[ReceiptRef],
+    before: Manifest | None = None,
+) -> Manifest:
+    """Return the manifest of these parts and receipts at `store`; `fields` are all others but `format` and `digest`.
+
+    Many go into lists, among them those of `before` that can stay; `put_lists` has to put the new ones.
+    """
+    parts = sorted(parts, key=lambda part: part.path)
+    receipts = sorted(receipts, key=lambda ref: ref.shard)
+    lists, unput = list[ListRef](), dict[str, bytes]()
+    if len(parts) + len(receipts) > INLINE_ENTRIES:
+        old_parts = before.held_in_lists("parts", Part) if before else []
+        old_receipts = before.held_in_lists("receipts", ReceiptRef) if before else []
+        for refs, new in (pack_lists("parts", parts, old_parts), pack_lists("receipts", receipts, old_receipts)):
+            lists += refs
+            unput |= new
+    named: dict[str, Iterable[_Record | ListRef]] = {"parts": parts, "receipts": receipts, "lists": ()}
+    if lists:
+        named = {"parts": (), "receipts": (), "lists": lists}
+    values = {name: [entry.model_dump(mode="json") for entry in entries] for name, entries in named.items()}
+    whole = {**json.loads(canonical_json(fields)), "format": MANIFEST_FORMAT, **values}
+    manifest = Manifest.model_validate({**whole, "digest": manifest_digest(whole)})
+    manifest._store, manifest._unput = store, unput
+    manifest.__dict__.update(parts=tuple(parts), receipts=tuple(receipts))
+    return manifest
 
 
 def manifest_digest(fields: Mapping[str, Any]) -> str:
@@ -145,26 +262,34 @@ def manifest_digest(fields: Mapping[str, Any]) -> str:
     return sha256_of(canonical_json({key: value for key, value in fields.items() if key != "digest"}))
 
 
-def parse_manifest(data: bytes, where: str) -> Manifest:
-    """Check and parse a manifest's bytes; raises DamagedArtifact, or ConfigError for a newer format."""
+def parse_manifest(data: bytes, store: Store, name: str) -> Manifest:
+    """Check and parse the bytes of the manifest `name`; raises DamagedArtifact, or ConfigError for another format."""
+    where = f"{store.uri}/{name}"
     try:
         fields = json.loads(data)
-        if isinstance(fields, dict) and isinstance(fields.get("format"), int) and fields["format"] > MANIFEST_FORMAT:
-            if fields.get("digest") != manifest_digest(fields):  # a flipped bit is no newer format
+        if isinstance(fields, dict) and isinstance(found := fields.get("format"), int) and found != MANIFEST_FORMAT:
+            if fields.get("digest") != manifest_digest(fields):  # a flipped bit is no other format
                 raise DamagedArtifact(f"{where} does not match its own digest")
-            raise ConfigError(f"{where} has format {fields['format']}, newer than {MANIFEST_FORMAT}: upgrade hhnet")
+            newer = f"newer than {MANIFEST_FORMAT}: upgrade hhnet"
+            older = f"and this hhnet reads {MANIFEST_FORMAT} only: make the artifact again"
+            raise ConfigError(f"{where} has format {found}, {newer if found > MANIFEST_FORMAT else older}")
         manifest = Manifest.model_validate(fields)
     except (ValueError, ValidationError, RecursionError) as error:
         raise DamagedArtifact(f"{where} is not a manifest: {str(error).splitlines()[0]}") from None
     if manifest.digest != manifest_digest(manifest.model_dump(mode="json")):
         raise DamagedArtifact(f"{where} does not match its own digest")
-    for path in [*(part.path for part in manifest.parts), *(ref.path for ref in manifest.receipts)]:
-        if path.startswith("/") or ".." in PurePosixPath(path).parts:
-            raise DamagedArtifact(f"{where} names a path outside its artifact: {path!r}")
+    _require_inside(where, [*manifest.named_parts, *manifest.named_receipts, *manifest.lists])
+    manifest._store = store
     return manifest
 
 
-def read_part(store: Store, part: Part | ReceiptRef) -> bytes:
+def _require_inside(where: str, entries: Iterable[Entry]) -> None:
+    for path in (entry.path for entry in entries):
+        if path.startswith("/") or ".." in PurePosixPath(path).parts:
+            raise DamagedArtifact(f"{where} names a path outside its artifact: {path!r}")
+
+
+def read_part(store: Store, part: Part | ListRef) -> bytes:
     """Read all bytes of a part in one request, and check size and sha256 before they are returned."""
     try:
         # The limit lets one more byte through, so an object that is too long shows without being fetched whole.
@@ -216,7 +341,7 @@ class Artifact:
     def _parsed(self) -> dict[type[Facts], Facts]:
         return {}
 
-    def read(self, part: Part | ReceiptRef) -> bytes:
+    def read(self, part: Part) -> bytes:
         """Read all bytes of a part; size and sha256 are checked before they are returned."""
         return read_part(self.store, part)
 
@@ -291,7 +416,7 @@ def open_artifact(uri: str | Path | Store, kind: str | None = None) -> Artifact:
         name = kind or "artifact"
         why = explain_absence(store)
         raise InputError(f"{store.uri} holds no committed {name} (no manifest.json): {why}") from None
-    manifest = parse_manifest(data, f"{store.uri}/manifest.json")
+    manifest = parse_manifest(data, store, "manifest.json")
     require_kind(store, manifest, kind)
     return Artifact(store, manifest)
 

@@ -17,11 +17,11 @@ from pipelines.artifacts.commit import list_versions, publish_version
 from pipelines.artifacts.manifest import (
     PART_DIGEST_CHARS,
     Artifact,
+    Entry,
     Facts,
-    Manifest,
     Part,
     ReceiptRef,
-    manifest_digest,
+    make_manifest,
     open_artifact,
     parse_manifest,
     require_kind,
@@ -55,7 +55,7 @@ def read_version(store: Store, number: int) -> tuple[str, Artifact]:
         path, digest = str(record["manifest"]), str(record["digest"])
         if path.startswith("/") or ".." in PurePosixPath(path).parts:
             raise ValueError(path)
-        manifest = parse_manifest(store.read(path), f"{store.uri}/{path}")
+        manifest = parse_manifest(store.read(path), store, path)
     except (ValueError, KeyError, TypeError, FileNotFoundError):
         raise DamagedArtifact(f"{where} does not name a manifest that is there") from None
     if manifest.digest != digest:
@@ -158,7 +158,7 @@ def publish_next(
     return artifact
 
 
-def require_parts(base: Artifact, parts: Iterable[Part | ReceiptRef], number: int) -> None:
+def require_parts(base: Artifact, parts: Iterable[Entry], number: int) -> None:
     """Raise DamagedArtifact where a part for version `number` is missing or cut."""
     for path in missing_paths(base.store.entries(), parts):
         raise DamagedArtifact(
@@ -166,7 +166,7 @@ def require_parts(base: Artifact, parts: Iterable[Part | ReceiptRef], number: in
         )
 
 
-def missing_paths(there: Mapping[str, ObjectInfo], named: Iterable[Part | ReceiptRef]) -> list[str]:
+def missing_paths(there: Mapping[str, ObjectInfo], named: Iterable[Entry]) -> list[str]:
     """Return the paths of named objects that are missing or cut in a listing of the root."""
     return [entry.path for entry in named if entry.path not in there or there[entry.path].size != entry.bytes]
 
@@ -179,18 +179,17 @@ def next_artifact(
     Fields of `base` (`inputs`, `meta`) that are not in `changed` stay.
     """
     fields = {
-        **base.manifest.model_dump(mode="json"),
-        "parts": [part.model_dump() for part in sorted(parts, key=lambda part: part.path)],
-        "receipts": [ref.model_dump() for ref in sorted(receipts, key=lambda ref: ref.shard)],
+        **base.manifest.model_dump(mode="json", include={"kind", "fingerprint", "inputs", "meta"}),
         "totals": dict(totals),
-        **json.loads(canonical_json(changed)),
+        **changed,
     }
-    return Artifact(base.store, Manifest.model_validate({**fields, "digest": manifest_digest(fields)}))
+    return Artifact(base.store, make_manifest(base.store, fields, parts, receipts, base.manifest))
 
 
 def put_manifest(artifact: Artifact) -> str:
     """Put the manifest of a version that is not published yet; return its path."""
     path = f"manifests/{artifact.digest[:PART_DIGEST_CHARS]}.json"
+    artifact.manifest.put_lists(artifact.store)
     artifact.store.put_same(path, artifact.manifest.to_bytes(), "manifest.put")
     return path
 
@@ -279,9 +278,9 @@ def _overtaken(store: Store, number: int) -> CommitConflict:
     return CommitConflict(f"{store.uri}: another run published version {number} meanwhile: run again from there")
 
 
-def list_referenced(artifact: Artifact) -> list[Part | ReceiptRef]:
-    """Return the parts and receipts that a manifest names."""
-    return [*artifact.manifest.parts, *artifact.manifest.receipts]
+def list_referenced(artifact: Artifact) -> list[Entry]:
+    """Return the parts and receipts of an artifact, and the lists that name them."""
+    return [*artifact.manifest.lists, *artifact.manifest.parts, *artifact.manifest.receipts]
 
 
 def list_lost(artifact: Artifact) -> set[str]:

@@ -61,7 +61,7 @@ def _without_rows(store: Store, kept: Sequence[Part], done: ShardCodes) -> tuple
 def read_receipt(artifact: Artifact, reference: ReceiptRef) -> Receipt:
     """Read the receipt of one shard of published codes, checked against its digest."""
     advice = "it was published so, encode to another --out"
-    return Receipt.parse(artifact.read(reference), f"{artifact.uri}/{reference.path}", advice)
+    return reference.parse(Receipt, artifact.uri, advice)
 
 
 def read_whole_receipt(store: Store, name: str, there: Mapping[str, ObjectInfo] | None = None) -> Receipt | None:

@@ -97,7 +97,7 @@ def _unpublished_versions(store: Store) -> dict[str, Artifact]:
     """Return the made but unpublished next versions, by the path of their manifest."""
     named = {read_version(store, version)[0] for version in list_versions(store)}
     return {
-        path: Artifact(store, parse_manifest(store.read(path), f"{store.uri}/{path}"))
+        path: Artifact(store, parse_manifest(store.read(path), store, path))
         for path in store.names("manifests")
         if path not in named
     }

@@ -432,7 +432,7 @@ def part_receipt(artifact: Artifact, ordinal: int) -> PartReceipt:
     reference = artifact.receipts.get(part_stem(ordinal))
     if reference is None:
         raise DamagedArtifact(f"{artifact.uri}: the manifest names no receipt of {part_stem(ordinal)}")
-    return PartReceipt.parse(artifact.read(reference), f"{artifact.uri}/{reference.path}", "build the index again")
+    return reference.parse(PartReceipt, artifact.uri, "build the index again")
 
 
 def find_newest_made(store: Store) -> tuple[int, Artifact]:

@@ -50,7 +50,8 @@ class SearchActor:
     def search(self, queries: Codes, k: int, ordinals: Sequence[int]) -> Neighbours:
         """Find the k nearest in the parts of these ordinals."""
         if self._reader is None:  # not when the actor is made, so that an error of the parts is one of the search
-            artifact = Artifact(Store(self._uri), parse_manifest(self._manifest, self._uri))
+            store = Store(self._uri)
+            artifact = Artifact(store, parse_manifest(self._manifest, store, "manifest.json"))
             self._reader = IndexReader(artifact, self._closing.enter_context(scratch_folder()))
         shards = self._reader.shards
         return self._reader.search(queries, k, [shards[ordinal] for ordinal in ordinals])

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Self, TypeVar
 
 import numpy as np
@@ -18,7 +17,6 @@ from pipelines.artifacts.versions import open_known
 from pipelines.encode.codes import require_signs
 from pipelines.errors import DamagedArtifact
 from pipelines.shards.shards import Shard, ShardSet, open_shards
-from pipelines.storage import map_in_order
 from pipelines.verify.findings import Findings, check_distinct_keys
 
 _T = TypeVar("_T")
@@ -163,34 +161,16 @@ def _prove_parts(findings: Findings, prover: CodesProver, receipts: Sequence[tup
 def _receipts(findings: Findings) -> Iterator[tuple[ReceiptRef, Receipt]]:
     artifact, manifest = findings.artifact, findings.artifact.manifest
     listed = frozenset(manifest.parts)
-    read = map_in_order(partial(_outcome, artifact.read), manifest.receipts)
-    for ref, found in zip(manifest.receipts, read, strict=True):
+    for ref in manifest.receipts:
         where = f"{artifact.uri}/{ref.path}"
         with findings.guard():
-            receipt = Receipt.parse(found(), where, "encode to another --out")
+            receipt = ref.parse(Receipt, artifact.uri, "encode to another --out")
             if receipt.shard.removesuffix(".tar") != ref.shard:
                 raise DamagedArtifact(f"{where} is the receipt of {receipt.shard}")
             for part in receipt.parts:
                 if part not in listed:
                     raise DamagedArtifact(f"{where} names {part.path}, which the manifest does not list")
             yield ref, receipt
-
-
-def _outcome(work: Callable[[_T], _R], item: _T) -> Callable[[], _R]:
-    """Run `work` now and return a function that returns its result or raises its error.
-
-    So damage of one item does not end the work on the others.
-    """
-    try:
-        result = work(item)
-    except DamagedArtifact as damage:
-        error = damage
-
-        def fail() -> _R:
-            raise error
-
-        return fail
-    return lambda: result
 
 
 def _prove_shard(artifact: Artifact, receipt: Receipt, schema: pa.Schema, classes: int) -> pa.Table:

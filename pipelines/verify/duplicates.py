@@ -174,7 +174,7 @@ def _prove_receipts(findings: Findings) -> None:
     for number, reference in enumerate(artifact.manifest.receipts):
         where = f"{artifact.uri}/{reference.path}"
         with findings.guard():
-            receipt = PairsReceipt.parse(artifact.read(reference), where, "find the duplicates again")
+            receipt = reference.parse(PairsReceipt, artifact.uri, "find the duplicates again")
             claimed += [part.path for part in receipt.parts]
             same = (reference.shard, receipt.unit) == (tables.unit_name(number), number)
             findings.require(same, f"{where} is not the receipt of unit {number}")

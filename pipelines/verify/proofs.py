@@ -94,7 +94,7 @@ class Proofs:
         data = canonical_json(record)
         name = f"{FOLDER}/{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{sha256_of(data)[:PART_DIGEST_CHARS]}.json"
         try:
-            self._store.put(name, data, "proofs.put")
+            self._store.put(name, data)
         except StoreUnavailable as error:
             _log.log(NOTICE, "what was proven is not remembered: %s", error)
             return False

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.facts import ShardsMeta
-from pipelines.artifacts.manifest import Artifact, Part, ReceiptRef, open_artifact
+from pipelines.artifacts.manifest import Artifact, Entry, Part, ReceiptRef, open_artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import (
     NAMED_FOLDERS,
@@ -347,12 +347,12 @@ class BytesProver:
         artifact = open_known(uri, kind, digest)
         return cls(artifact, open_shards(artifact).shards if kind == "shards" else ())
 
-    def prove(self, entry: Part | ReceiptRef) -> list[str]:
+    def prove(self, entry: Entry) -> list[str]:
         """Return the problems of an object."""
         shard = self._tars.get(entry.path)
         return _damage(self._artifact, entry) if shard is None else prove_tar(self._artifact, shard, self._classes)
 
-    def run(self, items: Sequence[Part | ReceiptRef]) -> list[list[str]]:
+    def run(self, items: Sequence[Entry]) -> list[list[str]]:
         """Return the problems of several objects."""
         return [self.prove(entry) for entry in items]
 
@@ -366,11 +366,11 @@ def _check_bytes(
     """
     artifact, proofs = findings.artifact, findings.proofs
     rows = {shard.part.path: digest for shard, digest in tars}
-    named = {entry.model_dump_json(): entry for one in published for entry in list_referenced(one)}
+    named = {(entry.path, entry.sha256): entry for one in published for entry in list_referenced(one)}
     meta = artifact.facts(ShardsMeta) if tars else None
     of_tars = [len(meta.classes), meta.adopted] if meta else []
 
-    def claim(entry: Part | ReceiptRef) -> tuple[object, ...]:
+    def claim(entry: Entry) -> tuple[object, ...]:
         bytes_of = entry.path, entry.bytes, entry.sha256
         return ("tar", *bytes_of, rows[entry.path], *of_tars) if entry.path in rows else ("bytes", *bytes_of)
 
@@ -386,19 +386,19 @@ def _check_bytes(
     return {"read": len(new), "known": known}
 
 
-def _note_bytes(findings: Findings, entries: Sequence[Part | ReceiptRef], known: int) -> None:
+def _note_bytes(findings: Findings, entries: Sequence[Entry], known: int) -> None:
     """Note the check of all parts and receipts, and how many of them an earlier verification had read."""
     parts = [entry for entry in entries if isinstance(entry, Part)]
     size, rejects = sum(part.bytes for part in parts), sum(part.path.startswith("rejects/") for part in parts)
     of_them = f", {rejects} of them rejects" if rejects else ""
-    receipts = format_count(len(entries) - len(parts), "receipt")
+    receipts = format_count(sum(isinstance(entry, ReceiptRef) for entry in entries), "receipt")
     before = f"; {known:,} of these are unchanged since an earlier verify" if known else ""
     findings.checks.append(
         f"{format_count(len(parts), 'part')} ({format_bytes(size)}{of_them}) and {receipts} match their sha256{before}"
     )
 
 
-def _damage(artifact: Artifact, entry: Part | ReceiptRef) -> list[str]:
+def _damage(artifact: Artifact, entry: Entry) -> list[str]:
     where = f"{artifact.uri}/{entry.path}"
     try:
         with artifact.store.open(entry.path) as stream:

@@ -11,10 +11,12 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pipelines.artifacts import manifest
 from pipelines.artifacts.manifest import open_artifact
 from pipelines.errors import InputError
 from pipelines.storage import Store
@@ -32,6 +34,7 @@ from tests.support.jobs import (
     assert_whole,
     cases,
     failpoint_of,
+    lasting,
     rerun,
 )
 from tests.support.report import SEED, report, scaled
@@ -62,7 +65,7 @@ def test_every_failpoint_is_tried() -> None:
     for path in (Path(__file__).parents[2] / "pipelines").rglob("*.py"):
         named |= set(re.findall(r'"((?:[a-z]+\.)?put|[a-z]+\.delete\.[a-z]+)"', path.read_text()))
     steps = {failpoint_of(step, "").rstrip(".") for verbs in STEPS.values() for step in verbs}
-    assert named == steps | {"checkpoint.put", "gc.delete.before", "gc.delete.after"}
+    assert named == steps | {"list.put", "checkpoint.put", "gc.delete.before", "gc.delete.after"}
 
 
 @pytest.mark.parametrize(("name", "point"), cases(), ids=lambda value: value)
@@ -136,6 +139,27 @@ def test_the_command_line_itself_is_killed(jobs: Jobs) -> None:
     assert done.returncode == -signal.SIGKILL
     assert_nothing_half(job, stored(out))
     rerun(job, out)
+
+
+def listing_verb(*words: str) -> None:
+    """The command line on an artifact that is large: its manifest names lists of parts."""
+    manifest.INLINE_ENTRIES = 0
+    verb(*words)
+
+
+def test_a_driver_killed_at_a_list_converges(jobs: Jobs) -> None:
+    undisturbed = jobs.place()
+    assert jobs["encode"].run(undisturbed, listing_verb).code == 0
+    job = replace(jobs["encode"], expected=lasting(stored(undisturbed)))
+    assert sum(name.startswith("manifests/list-") for name in job.expected) == 2
+    for moment in MOMENTS:
+        out = jobs.place()
+        done = job.run(out, listing_verb, failpoints=f"list.put.{moment}=kill")
+        assert done.code == -signal.SIGKILL
+        assert_nothing_half(job, stored(out))
+        assert job.run(out, listing_verb).code == 0
+        assert_whole(job, stored(out))
+    report("R2 failpoints", verb="encode", point="list.put", kills=len(MOMENTS), lost=0)
 
 
 # ------------------------------------------------------------------------------------------------ a test of the test

@@ -111,6 +111,9 @@ def _digests(objects: Stored, manifest: Any) -> Iterator[str]:
             data = objects.get(entry["path"])
             if data is None:
                 yield f"{entry['path']}: is missing"
+            elif kind == "receipts":
+                if data != _canonical(entry["receipt"]):
+                    yield f"{entry['path']}: is not the receipt in the manifest"
             elif (len(data), hashlib.sha256(data).hexdigest()) != (entry["bytes"], entry["sha256"]):
                 yield f"{entry['path']}: does not match its digest"
         paths = [entry["path"] for entry in entries]

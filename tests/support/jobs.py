@@ -108,8 +108,8 @@ class Job:
 
 
 def lasting(objects: Stored) -> dict[str, bytes]:
-    """All but the records of runs, which tell of clocks and have names of their own."""
-    return {name: data for name, data in objects.items() if not name.startswith("runs/")}
+    """All but the records of runs and of proofs, which tell of clocks and have names of their own."""
+    return {name: data for name, data in objects.items() if not name.startswith(("runs/", "proofs/"))}
 
 
 def assert_nothing_half(job: Job, objects: Stored) -> None:

@@ -197,7 +197,7 @@ def test_ivf_parts_share_one_quantizer_and_the_card_tells_the_recall(tmp_path, p
     result = build_index([uri], str(tmp_path / "index"), IVF, pool=pool).as_json()
     artifact = open_artifact(result["uri"], "index")
     quantizer = artifact.manifest.part("quantizer.faiss").sha256
-    receipts = [json.loads(artifact.read(reference)) for reference in artifact.manifest.receipts]
+    receipts = [json.loads(reference.data) for reference in artifact.manifest.receipts]
     assert artifact.manifest.meta["quantizer_sha256"] == quantizer
     assert {r["quantizer_sha256"] for r in receipts if "ordinal" in r} == {quantizer}
     assert result["card"]["self_recall"] == 1.0 and 0.5 < result["card"]["recall"] <= 1.0

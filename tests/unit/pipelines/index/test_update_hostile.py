@@ -142,7 +142,7 @@ def test_verify_finds_rows_that_went_without_being_compacted(tmp_path: Path, ind
     old = open_artifact(index).manifest.receipts
 
     def hide(fields: dict[str, Any]) -> None:
-        fields["receipts"] = [ref.model_dump() for ref in old]
+        fields["receipts"] = [ref.model_dump(mode="json") for ref in old]
         fields["meta"]["version"] = 4
 
     forge(index, 4, hide)

@@ -12,7 +12,8 @@ import pytest
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import Receipt
-from pipelines.artifacts.manifest import open_artifact
+from pipelines.artifacts.manifest import Artifact, open_artifact
+from pipelines.config.settings import Config
 from pipelines.encode.codes import open_codes
 from pipelines.encode.receipts import read_whole_receipts
 from pipelines.errors import DamagedArtifact
@@ -22,6 +23,8 @@ from pipelines.storage import Store, map_in_order
 from pipelines.storage.local import LocalObjects
 from pipelines.verify.codes import _receipts
 from pipelines.verify.findings import Findings
+from pipelines.verify.proofs import Proofs
+from pipelines.verify.spread import Spread
 from tests.support.codes import simple_rows, write_codes, write_many_codes
 
 FEW, MANY = 1000, 4000
@@ -65,13 +68,17 @@ def calls_of(work: Callable[[], object]) -> int:
     return count
 
 
+def findings_on(artifact: Artifact) -> Findings:
+    return Findings(artifact, {}, Proofs(artifact.store, {}), Spread(artifact.store, Config(), None))
+
+
 WORKS: dict[str, Callable[[str], object]] = {
     "shards of codes": lambda uri: open_codes(uri).shards,
     "receipts that are claimed": lambda uri: read_whole_receipts(Store(uri), [f"many-{n:06d}" for n in range(MANY)]),
     "receipts of a writer": lambda uri: ArtifactWriter(
         Store(uri), "codes", open_codes(uri).artifact.manifest.fingerprint, (), {}
     ).receipts(Receipt),
-    "receipts that are proven": lambda uri: list(_receipts(Findings(open_codes(uri).artifact, {}))),
+    "receipts that are proven": lambda uri: list(_receipts(findings_on(open_codes(uri).artifact))),
 }
 
 
@@ -82,12 +89,12 @@ def test_four_times_the_shards_are_four_times_the_work(name: str, roots: dict[in
     assert many < GROWTH * few, f"{few} calls for {FEW} shards, {many} for {MANY}"
 
 
-def test_a_receipt_is_one_request(roots: dict[int, str]) -> None:
+def test_opening_codes_reads_lists_and_no_receipt(roots: dict[int, str]) -> None:
     objects = CountedObjects(Path(roots[FEW]))
     opened = open_codes(open_artifact(Store(roots[FEW], objects)))
     objects.asked.clear()
     assert len(opened.shards) == FEW
-    assert objects.asked == {"read": FEW}
+    assert objects.asked == {"read": 2}  # one list of parts and one of receipts
 
 
 def test_looking_for_claimed_receipts_lists_once_and_reads_each(roots: dict[int, str]) -> None:
@@ -134,8 +141,8 @@ class WaitingObjects(LocalObjects):
 
 
 def test_reads_are_under_way_together(roots: dict[int, str]) -> None:
-    opened = open_codes(open_artifact(Store(roots[FEW], WaitingObjects(Path(roots[FEW])))))
-    assert [shard.name for shard in opened.shards] == [f"many-{n:06d}.tar" for n in range(FEW)]
+    names = [f"many-{n:06d}" for n in range(FEW)]
+    assert list(read_whole_receipts(Store(roots[FEW], WaitingObjects(Path(roots[FEW]))), names)) == names
 
 
 def test_results_are_in_order_and_few_are_held() -> None:
@@ -171,15 +178,16 @@ def test_damage_of_the_first_of_several_receipts_is_named(tmp_path: Path) -> Non
     for number in (30, 12, 41):
         Path(uri, f"receipts/many-{number:06d}.json").write_bytes(b"{}")
     for _ in range(3):
-        with pytest.raises(DamagedArtifact, match=r"many-000012\.json does not match"):
-            _ = open_codes(uri).shards
+        with pytest.raises(DamagedArtifact, match=r"many-000012\.json cannot be used"):
+            read_whole_receipts(Store(uri), [f"many-{number:06d}" for number in range(50)])
 
 
 def test_an_object_larger_than_its_manifest_says_is_not_read_whole(tmp_path: Path) -> None:
     uri = write_many_codes(tmp_path / "codes", 1)
-    path = Path(uri, "receipts/many-000000.json")
-    with path.open("ab") as stream:
+    codes = open_codes(uri)
+    name = codes.shards[0].parts[0].path
+    with Path(uri, name).open("ab") as stream:
         stream.truncate(1 << 40)
     with pytest.raises(DamagedArtifact, match="does not match"):
-        _ = open_codes(uri).shards
-    assert len(Store(uri).read("receipts/many-000000.json", limit=10)) == 11
+        codes.read(codes.shards[0])
+    assert len(Store(uri).read(name, limit=10)) == 11

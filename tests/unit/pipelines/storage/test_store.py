@@ -104,7 +104,7 @@ def test_a_store_that_fails_while_a_stream_is_read(tmp_path: Path) -> None:
 
     with (
         pytest.raises(StoreUnavailable, match="cannot read here: connection lost"),
-        ObjectStream(Broken(), "here") as s,
+        ObjectStream(Broken(), Store(tmp_path), "manifest.json") as s,
     ):
         s.read(10)
 
@@ -167,7 +167,9 @@ def test_a_committed_artifact_opens_and_reads(tmp_path: Path) -> None:
     assert part.path == f"parts/part-{sha256_of(b'data')[:16]}.bin"
     assert opened.read(part) == b"data"
     assert opened.fetch(part, tmp_path / "scratch").read_bytes() == b"data"
-    assert json.loads(opened.read(opened.manifest.receipts[0]))["part"]["rows"] == 1
+    (receipt,) = opened.manifest.receipts
+    assert json.loads(receipt.data)["part"]["rows"] == 1
+    assert (receipt.bytes, receipt.sha256) == (len(receipt.data), sha256_of(tmp_path / receipt.path))
 
 
 def test_committing_again_changes_nothing(tmp_path: Path) -> None:
@@ -318,19 +320,20 @@ def test_a_tampered_manifest_is_damage(tmp_path: Path, change: Callable[[dict[st
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 100_000])
-def test_bytes_that_are_no_manifest_are_damage(data: bytes) -> None:
-    with pytest.raises(DamagedArtifact, match="here is not a manifest"):
-        parse_manifest(data, "here")
+def test_bytes_that_are_no_manifest_are_damage(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(DamagedArtifact, match=r"manifest\.json is not a manifest"):
+        parse_manifest(data, Store(tmp_path), "manifest.json")
 
 
 def signed(fields: dict[str, object]) -> bytes:
     return canonical_json({**fields, "digest": manifest_digest(fields)})
 
 
-def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+def test_another_format_is_refused(tmp_path: Path) -> None:
     fields = json.loads(commit(tmp_path).manifest.to_bytes())
-    with pytest.raises(ConfigError, match="upgrade hhnet"):
-        parse_manifest(signed({**fields, "format": MANIFEST_FORMAT + 1, "unheard_of": {}}), "here")
+    for number, message in ((MANIFEST_FORMAT + 1, "upgrade hhnet"), (MANIFEST_FORMAT - 1, "make the artifact again")):
+        with pytest.raises(ConfigError, match=message):
+            parse_manifest(signed({**fields, "format": number, "unheard_of": {}}), Store(tmp_path), "manifest.json")
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../other/part.bin", "parts/../../x"])
@@ -338,7 +341,7 @@ def test_a_manifest_cannot_name_files_outside(tmp_path: Path, path: str) -> None
     fields = json.loads(commit(tmp_path).manifest.to_bytes())
     fields["parts"][0]["path"] = path
     with pytest.raises(DamagedArtifact, match="outside its artifact"):
-        parse_manifest(signed(fields), "here")
+        parse_manifest(signed(fields), Store(tmp_path), "manifest.json")
 
 
 def test_an_unreadable_identity_is_damage(tmp_path: Path) -> None:

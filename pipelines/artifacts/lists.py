@@ -1,0 +1,95 @@
+"""Lists: Parquet files in which a large artifact keeps its parts and receipts, named by its manifest.
+
+A list never changes. The next version of an artifact names those whose entries all stay, and puts new ones for the rest
+of its entries, so what a version writes depends on what it changes. Small lists are made anew with the rest: otherwise
+every night would leave another.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal, TypeVar
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.artifacts.parquet import parquet_bytes, read_parquet, require_schema, schema_of, table_of_rows
+from pipelines.errors import DamagedArtifact
+from pipelines.storage import sha256_of
+
+INLINE_ENTRIES = 1_000
+"""Largest number of parts and receipts that a manifest names itself."""
+LIST_ENTRIES = 10_000
+"""Largest number of entries of a list."""
+LIST_DIGEST_CHARS = 16
+
+Holds = Literal["parts", "receipts"]
+
+SCHEMAS: dict[Holds, pa.Schema] = {
+    "parts": schema_of(path=pa.string(), bytes=pa.int64(), sha256=pa.string(), rows=pa.int64()),
+    "receipts": schema_of(shard=pa.string(), path=pa.string(), data=pa.binary()),
+}
+"""Columns of a list by what it holds; the rows are sorted by the first one."""
+
+
+class ListRef(BaseModel):
+    """A list, as the manifest names it; `first` and `last` are the first column of its first and last row."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    holds: Holds
+    path: str
+    bytes: int = Field(ge=0)
+    sha256: str
+    entries: int = Field(ge=1)
+    first: str
+    last: str
+
+    def may_hold(self, prefix: str) -> bool:
+        """Tell whether a row whose first column begins with `prefix` may be in the list."""
+        return self.first[: len(prefix)] <= prefix <= self.last[: len(prefix)]
+
+
+E = TypeVar("E", bound=BaseModel)
+
+
+def list_name(data: bytes) -> str:
+    """Return the path of a list below its root."""
+    return f"manifests/list-{sha256_of(data)[:LIST_DIGEST_CHARS]}.parquet"
+
+
+def pack_lists(
+    holds: Holds, entries: Sequence[E], before: Sequence[tuple[ListRef, Sequence[E]]]
+) -> tuple[list[ListRef], dict[str, bytes]]:
+    """Put entries, sorted, into lists: those from `before` that can stay, with what they hold, and new ones.
+
+    Returns the lists in the order of their first entries, and the bytes of the new ones by path.
+    """
+    wanted = frozenset(entries)
+    kept = [(ref, held) for ref, held in before if 2 * len(held) >= LIST_ENTRIES and wanted.issuperset(held)]
+    covered = frozenset(entry for _, held in kept for entry in held)
+    rest, new = [entry for entry in entries if entry not in covered], dict[str, bytes]()
+    refs = [ref for ref, _ in kept]
+    for start in range(0, len(rest), LIST_ENTRIES):
+        table = table_of_rows(SCHEMAS[holds], rest[start : start + LIST_ENTRIES])
+        data = parquet_bytes(table)
+        path, names = list_name(data), table.column(0)
+        new[path] = data
+        ends = {"first": names[0].as_py(), "last": names[-1].as_py()}
+        refs.append(
+            ListRef(holds=holds, path=path, bytes=len(data), sha256=sha256_of(data), entries=len(table), **ends)
+        )
+    return sorted(refs, key=lambda ref: (ref.first, ref.last)), new
+
+
+def parse_list(data: bytes, ref: ListRef, model: type[E], where: str) -> tuple[E, ...]:
+    """Return the entries of a list whose digest was checked; raises DamagedArtifact unless they are as `ref` says."""
+    table, schema = read_parquet(data, where), SCHEMAS[ref.holds]
+    require_schema(table, schema, where)
+    names = table.column(0).to_pylist()
+    rising = all(one < other for one, other in pairwise(names))
+    if not rising or len(names) != ref.entries or (names[0], names[-1]) != (ref.first, ref.last):
+        raise DamagedArtifact(f"{where} does not hold the {ref.entries} entries that its manifest says, in order")
+    try:
+        return tuple(model.model_validate(row) for row in table.to_pylist())
+    except ValidationError as error:
+        raise DamagedArtifact(f"{where} has an entry that cannot be used: {str(error).splitlines()[0]}") from None
