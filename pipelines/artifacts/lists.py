@@ -7,14 +7,15 @@ every night would leave another.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.artifacts.parquet import parquet_bytes, read_parquet, require_schema, schema_of, table_of_rows
 from pipelines.errors import DamagedArtifact
 from pipelines.storage import sha256_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 INLINE_ENTRIES = 1_000
 """Largest number of parts and receipts that a manifest names itself."""
@@ -23,12 +24,6 @@ LIST_ENTRIES = 10_000
 LIST_DIGEST_CHARS = 16
 
 Holds = Literal["parts", "receipts"]
-
-SCHEMAS: dict[Holds, pa.Schema] = {
-    "parts": schema_of(path=pa.string(), bytes=pa.int64(), sha256=pa.string(), rows=pa.int64()),
-    "receipts": schema_of(shard=pa.string(), path=pa.string(), data=pa.binary()),
-}
-"""Columns of a list by what it holds; the rows are sorted by the first one."""
 
 
 class ListRef(BaseModel):
@@ -52,9 +47,15 @@ class ListRef(BaseModel):
 E = TypeVar("E", bound=BaseModel)
 
 
-def list_name(data: bytes) -> str:
-    """Return the path of a list below its root."""
-    return f"manifests/list-{sha256_of(data)[:LIST_DIGEST_CHARS]}.parquet"
+def list_schema(holds: Holds) -> "pa.Schema":
+    """Return the columns of a list; its rows are sorted by the first one."""
+    import pyarrow as pa  # most manifests have no lists, and a command that reads one of them does without Arrow
+
+    from pipelines.artifacts.parquet import schema_of
+
+    if holds == "parts":
+        return schema_of(path=pa.string(), bytes=pa.int64(), sha256=pa.string(), rows=pa.int64())
+    return schema_of(shard=pa.string(), path=pa.string(), data=pa.binary())
 
 
 def pack_lists(
@@ -64,15 +65,17 @@ def pack_lists(
 
     Returns the lists in the order of their first entries, and the bytes of the new ones by path.
     """
-    wanted = frozenset(entries)
+    from pipelines.artifacts.parquet import parquet_bytes, table_of_rows
+
+    wanted, schema = frozenset(entries), list_schema(holds)
     kept = [(ref, held) for ref, held in before if 2 * len(held) >= LIST_ENTRIES and wanted.issuperset(held)]
     covered = frozenset(entry for _, held in kept for entry in held)
     rest, new = [entry for entry in entries if entry not in covered], dict[str, bytes]()
     refs = [ref for ref, _ in kept]
     for start in range(0, len(rest), LIST_ENTRIES):
-        table = table_of_rows(SCHEMAS[holds], rest[start : start + LIST_ENTRIES])
+        table = table_of_rows(schema, rest[start : start + LIST_ENTRIES])
         data = parquet_bytes(table)
-        path, names = list_name(data), table.column(0)
+        path, names = f"manifests/list-{sha256_of(data)[:LIST_DIGEST_CHARS]}.parquet", table.column(0)
         new[path] = data
         ends = {"first": names[0].as_py(), "last": names[-1].as_py()}
         refs.append(
@@ -83,8 +86,10 @@ def pack_lists(
 
 def parse_list(data: bytes, ref: ListRef, model: type[E], where: str) -> tuple[E, ...]:
     """Return the entries of a list whose digest was checked; raises DamagedArtifact unless they are as `ref` says."""
-    table, schema = read_parquet(data, where), SCHEMAS[ref.holds]
-    require_schema(table, schema, where)
+    from pipelines.artifacts.parquet import read_parquet, require_schema
+
+    table = read_parquet(data, where)
+    require_schema(table, list_schema(ref.holds), where)
     names = table.column(0).to_pylist()
     rising = all(one < other for one, other in pairwise(names))
     if not rising or len(names) != ref.entries or (names[0], names[-1]) != (ref.first, ref.last):

@@ -167,7 +167,7 @@ def test_a_list_that_lies_with_a_right_digest(tmp_path: Path, change: Callable[[
     ref = fields["lists"][0]
     rows = [part.model_dump() for part in made.manifest.parts[:6]]
     change(rows)
-    data = parquet_bytes(pa.Table.from_pylist(rows, schema=lists.SCHEMAS["parts"]))
+    data = parquet_bytes(pa.Table.from_pylist(rows, schema=lists.list_schema("parts")))
     (tmp_path / ref["path"]).write_bytes(data)
     ref |= {"bytes": len(data), "sha256": sha256_of(data)}
     (tmp_path / "manifest.json").write_bytes(canonical_json({**fields, "digest": manifest_digest(fields)}))

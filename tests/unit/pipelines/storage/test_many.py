@@ -141,8 +141,9 @@ class WaitingObjects(LocalObjects):
 
 
 def test_reads_are_under_way_together(roots: dict[int, str]) -> None:
-    names = [f"many-{n:06d}" for n in range(FEW)]
-    assert list(read_whole_receipts(Store(roots[FEW], WaitingObjects(Path(roots[FEW]))), names)) == names
+    mark = open_codes(roots[FEW]).artifact.manifest.fingerprint
+    writer = ArtifactWriter(Store(roots[FEW], WaitingObjects(Path(roots[FEW]))), "codes", mark, (), {})
+    assert list(writer.receipts(Receipt)) == [f"many-{n:06d}" for n in range(FEW)]
 
 
 def test_results_are_in_order_and_few_are_held() -> None:
@@ -183,8 +184,8 @@ def test_damage_of_the_first_of_several_receipts_is_named(tmp_path: Path) -> Non
 
 
 def test_an_object_larger_than_its_manifest_says_is_not_read_whole(tmp_path: Path) -> None:
-    uri = write_many_codes(tmp_path / "codes", 1)
-    codes = open_codes(uri)
+    codes = open_codes(write_codes(tmp_path / "codes", {"a.tar": simple_rows("a", 5)}).uri)
+    uri = codes.artifact.uri
     name = codes.shards[0].parts[0].path
     with Path(uri, name).open("ab") as stream:
         stream.truncate(1 << 40)

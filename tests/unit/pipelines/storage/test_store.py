@@ -104,7 +104,7 @@ def test_a_store_that_fails_while_a_stream_is_read(tmp_path: Path) -> None:
 
     with (
         pytest.raises(StoreUnavailable, match="cannot read here: connection lost"),
-        ObjectStream(Broken(), Store(tmp_path), "manifest.json") as s,
+        ObjectStream(Broken(), "here") as s,
     ):
         s.read(10)
 
