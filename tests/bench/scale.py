@@ -112,7 +112,7 @@ def look(codes: int, index: str) -> None:
             times.append(time.perf_counter() - begun)
         one, many = (float(np.median(part)) for part in (times[1 : ROUNDS + 1], times[ROUNDS + 1 :]))
         per = 1e9 / codes
-        say(codes=codes, step="search", parts=len(reader.filled()), opened_s=round(opened, 4),
+        say(codes=codes, step="search", parts=len(reader.searched()), opened_s=round(opened, 4),
             first_s=round(times[0], 3), one_s=round(one, 4), one_ns_per_code=round(per * one, 3),
             batch=QUERIES, batch_s=round(many, 3), batch_ns_per_code=round(per * many / len(batch), 4))  # fmt: skip
 
