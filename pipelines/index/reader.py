@@ -267,18 +267,24 @@ class IndexReader:
 
     def _rows_of(self, ids: Ids, columns: tuple[str, ...]) -> Iterator[pa.Table]:
         """Yield the rows of ascending ids, in their order, from the row groups that hold them."""
-        for ordinal, rows in _by_ordinal(ids):
-            shard = self.shards.get(ordinal)
-            if shard is None or not shard.rows:
+        ordinals, places = np.unique(ids >> 32, return_inverse=True)
+        for ordinal in ordinals.tolist():
+            if ordinal not in self.shards or not self.shards[ordinal].rows:
                 raise DamagedArtifact(f"{self.artifact.uri}: the ordinal table does not know shard ordinal {ordinal}")
-            for group, wanted in self._key_table(shard.part).locate(index_id(ordinal, rows)):
-                table = self._key_group(shard.part, group, columns)
+        parts = np.array([self.shards[ordinal].part for ordinal in ordinals.tolist()], np.int64)
+        self._fetch([keys_name(number) for number in np.unique(parts).tolist()])
+        # A tar that came again may lie in a later part than its neighbours, so a part may have several runs of ids.
+        starts = np.flatnonzero(np.diff(parts[places])) + 1
+        for run in np.split(ids, starts) if len(ids) else ():
+            number = self.shards[int(run[0]) >> 32].part
+            for group, wanted in self._key_table(number).locate(run):
+                table = self._key_group(number, group, columns)
                 known = table["id"].to_numpy()
-                places = np.searchsorted(known, wanted)
-                if places.max() >= len(known) or (known[places] != wanted).any():
-                    name = keys_name(shard.part)
+                rows = np.searchsorted(known, wanted)
+                if rows.max() >= len(known) or (known[rows] != wanted).any():
+                    name = keys_name(number)
                     raise DamagedArtifact(f"{self.artifact.uri}: {name} lacks rows that the part returned")
-                yield table.take(places)
+                yield table.take(rows)
 
     def items(self, ids: Sequence[int]) -> dict[int, Item]:
         """Return key, place and labels of these ids; NO_ID is left out."""
