@@ -283,6 +283,8 @@ class IndexMeta(_CodedMeta):
 
     kind: str
     parameters: dict[str, int]
+    part_codes: int = Field(ge=1)
+    """Number of codes to which its parts are filled."""
     quantizer_sha256: str | None
     card: IndexCard
     version: int = 1
@@ -386,20 +388,14 @@ class QuantizerReceipt(Facts):
 
 
 class PartReceipt(Facts):
-    """The receipt of a shard's part of an index and of its key table."""
+    """The receipt of a part of an index and of its key table."""
 
-    ordinal: int
-    shard: str
-    shard_sha256: str
+    number: int
     rows: int
     quantizer_sha256: str | None
     """The sha256 of the quantizer that the part was built with; None for a kind without one."""
     part: Part
     keys: Part
-    compacted: int = 0
-    """Number of removed rows that the part was built without."""
-    left_out: str | None = None
-    """The sha256 of the rows that the last compaction left out."""
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -114,17 +114,34 @@ class ParquetRows:
     def read(self, start: int, stop: int) -> pa.Table:
         """Return the rows [start, stop), which must be in the file."""
         first, last = bisect_right(self._ends, start), bisect_left(self._ends, stop)
-        groups = list(range(first, last + 1)) if start < stop else []
+        groups = range(first, last + 1) if start < stop else range(0)
         before = self._ends[first - 1] if first else 0
-        try:
-            table = pq.ParquetFile(self._source, metadata=self._metadata).read_row_groups(groups, use_threads=False)
-            table.validate(full=True)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise _unreadable(self.where, error) from None
-        rows = table.slice(start - before, stop - start)
+        rows = self.read_groups(groups).slice(start - before, stop - start)
         if len(rows) != stop - start:
             raise DamagedArtifact(f"{self.where} holds fewer rows than it says")
         return rows
+
+    def read_groups(self, groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of some row groups, or some of their columns in their stored order."""
+        try:
+            file = pq.ParquetFile(self._source, metadata=self._metadata)
+            named = list(columns) if columns else None
+            table = file.read_row_groups(list(groups), named, use_threads=False)
+            table.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise _unreadable(self.where, error) from None
+        return table
+
+    def least(self, column: str) -> list[int]:
+        """Return the smallest value of an integer column in each row group, by the file's statistics."""
+        leaves = [self._metadata.schema.column(place).path for place in range(self._metadata.num_columns)]
+        found = []
+        for number in range(len(self._ends)):
+            statistics = self._metadata.row_group(number).column(leaves.index(column)).statistics
+            if statistics is None or not statistics.has_min_max or not isinstance(statistics.min, int):
+                raise DamagedArtifact(f"{self.where} has no statistics of {column}")
+            found.append(statistics.min)
+        return found
 
 
 def _unreadable(where: str, error: Exception) -> DamagedArtifact:

@@ -153,7 +153,7 @@ class CompactFlags(Flags):
 
 @verb(index_app, "compact")
 def index_compact_command(flags: CompactFlags, settings: Config) -> Result:
-    """Rebuild the parts that hold removed samples without them; ids and answers stay the same.
+    """Rebuild parts without their removed samples, and merge small parts; ids and answers stay the same.
 
     Example: hhnet index compact index
     """

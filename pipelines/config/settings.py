@@ -332,6 +332,9 @@ class IndexSettings(PlacedSettings):
     chosen."""
     recall: float = Field(0.95, ge=0, le=1)
     """Smallest recall@k of an approximate kind that `auto` may choose, at k = search.k."""
+    part_codes: Annotated[int, ChangesResult("index")] = Field(1_000_000, ge=1, le=1 << 30)
+    """Codes of a part: tars are put into one part until the next would exceed it; a larger tar has a part of its own.
+    A worker holds the codes, keys and labels of a part in memory while it builds it."""
     nlist: Annotated[int | None, ChangesResult("index")] = Field(None, ge=1, le=1_000_000)
     """Number of inverted lists (ivf); unset = about the square root of the number of codes."""
     nprobe: Annotated[int, ChangesResult("index")] = Field(16, ge=1)

@@ -18,11 +18,11 @@ from pipelines.artifacts.host import allowed_cpus
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.versions import open_input_version, open_inputs_of_kind
 from pipelines.cluster.progress import stage
-from pipelines.dedupe.corpus import ROW_MASK
 from pipelines.dedupe.looks import FILE_KNOWN, LOOK, SEEN, Looks, look_of, mark_alike, mark_candidates
 from pipelines.dedupe.tables import Match, PlacedShard
 from pipelines.encode.codes import CodesSet
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, HHNetError
+from pipelines.index.layout import ROW_MASK
 from pipelines.shards.images import decode_ahead
 from pipelines.shards.shards import Sample, Shard, ShardSet, open_shards
 

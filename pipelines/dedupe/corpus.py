@@ -15,10 +15,7 @@ from hhnet.search.multi_index import Codes, padded
 from pipelines.cluster.progress import stage
 from pipelines.dedupe.source_tars import SourceTar
 from pipelines.encode.codes import code_array
-from pipelines.index.reader import index_id
-
-ROW_MASK = (1 << 32) - 1
-"""The bits of a sample's id that hold its row; the ordinal of its tar stands above them."""
+from pipelines.index.layout import ROW_MASK
 
 Numbers = npt.NDArray[np.int64]
 
@@ -72,8 +69,7 @@ def read_corpus(sources: Sequence[SourceTar], width: int, folder: Path) -> Corpu
             table = source.read()
             known += len(table) if source.place.indexed else 0
             files["codes"].write(padded(code_array(table["code"])).tobytes())
-            rows = table["row"].to_numpy().astype(np.int64)
-            files["ids"].write(index_id(source.place.ordinal, rows).tobytes())
+            files["ids"].write(table["id"].to_numpy().tobytes())
             lengths, data = _strings(table["key"])
             ends = ends[-1:] + np.cumsum(lengths) if len(lengths) else ends
             files["ends"].write(ends.tobytes() if len(lengths) else b"")

@@ -9,9 +9,10 @@ import pyarrow as pa
 from pipelines.dedupe.tables import PlacedShard
 from pipelines.encode.codes import CodesSet, CodesShard, require_pair
 from pipelines.errors import DamagedArtifact
-from pipelines.index.reader import IndexedShard, IndexReader
+from pipelines.index.layout import IndexedShard, index_id
+from pipelines.index.reader import IndexReader
 
-COLUMNS_READ = ("row", "key", "code")
+COLUMNS_READ = ("id", "key", "code")
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ class SourceTar:
     _read: Callable[[], pa.Table]
 
     def read(self) -> pa.Table:
-        """Read the columns `COLUMNS_READ`, digest-checked; raise DamagedArtifact unless their rows ascend."""
+        """Read the columns `COLUMNS_READ`, digest-checked; raise DamagedArtifact unless their ids ascend."""
         table = self._read().select(COLUMNS_READ)
-        rows = table["row"].to_numpy()
-        if len(table) != self.place.rows or (np.diff(rows) <= 0).any() or (len(rows) and rows[0] < 0):
+        ids = table["id"].to_numpy()
+        if len(table) != self.place.rows or (np.diff(ids) <= 0).any() or (ids >> 32 != self.place.ordinal).any():
             raise DamagedArtifact(f"{self.uri}: the rows of {self.place.shard} are not ascending, or not all there")
         return table
 
@@ -42,7 +43,7 @@ def list_source_tars(sets: Sequence[CodesSet], index: IndexReader | None = None)
         as_codes = CodesSet(index.artifact, index.bits, index.classes, index.real_codes)
         for entry in sets:
             require_pair(as_codes, entry)
-        known = [_indexed(index, shard) for shard in index.filled()]
+        known = [_indexed(index, shard) for shard in index.held()]
     for entry in sets[1:]:
         require_pair(sets[0], entry)
     held = {source.place.shard_sha256 for source in known}
@@ -54,9 +55,14 @@ def list_source_tars(sets: Sequence[CodesSet], index: IndexReader | None = None)
 def _indexed(index: IndexReader, shard: IndexedShard) -> SourceTar:
     uri, digest = index.artifact.uri, index.artifact.digest
     place = PlacedShard(shard.ordinal, shard.shard, shard.shard_sha256, digest, True, index.live(shard))
-    return SourceTar(place, uri, lambda: index.live_keys(shard.ordinal, COLUMNS_READ))
+    return SourceTar(place, uri, lambda: index.live_shard_keys(shard, COLUMNS_READ))
 
 
 def _encoded(ordinal: int, entry: CodesSet, shard: CodesShard) -> SourceTar:
     place = PlacedShard(ordinal, shard.name, shard.sha256, entry.artifact.digest, False, shard.rows)
-    return SourceTar(place, entry.artifact.uri, lambda: entry.read(shard))
+    return SourceTar(place, entry.artifact.uri, lambda: _with_ids(entry.read(shard), ordinal))
+
+
+def _with_ids(codes: pa.Table, ordinal: int) -> pa.Table:
+    ids = pa.array(index_id(ordinal, codes["row"].to_numpy().astype(np.int64)))
+    return codes.append_column("id", ids)

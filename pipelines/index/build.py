@@ -29,7 +29,8 @@ from pipelines.encode.codes import (
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.index.gate import GateFigures
 from pipelines.index.kinds import IndexKind, index_kind, kind_names, require_index_kind
-from pipelines.index.parts import PartTask, read_shard_codes, sample_rows
+from pipelines.index.layout import NO_PART, ORDINALS_NAME, QUANTIZER_NAME
+from pipelines.index.parts import PartTask, ShardSource, gather_parts, read_shard_codes, sample_rows
 from pipelines.index.planner import Plan, plan_kind
 from pipelines.index.pool import (
     IndexResult,
@@ -41,10 +42,9 @@ from pipelines.index.pool import (
     ordinal_table,
     pass_gate,
     require_parts_of,
-    shard_of,
-    task_of,
+    source_of,
+    totals_of,
 )
-from pipelines.index.reader import ORDINALS_NAME, QUANTIZER_NAME
 from pipelines.storage import Store, sha256_of
 
 QUANTIZER = "quantizer"
@@ -131,14 +131,15 @@ def _build_and_publish(
 ) -> Artifact:
     """Build the missing parts of the index, and publish version 1 if asked for and none exists."""
     figures = None
-    tasks: list[PartTask] = []
+    sources: list[ShardSource] = []
     if artifact is None:
         require_distinct_tars(sets)
-        tasks = plan_parts(sets)
-    writer, total = _index_writer(sets, store, name, config), sum(task.rows > 0 for task in tasks)
-    with RunLog(store, "index build", config, fingerprint=name, total=total, unit="parts") as log:
+        sources = list_sources(sets)
+    tasks = gather_parts(sources, config.index.part_codes)
+    writer = _index_writer(sets, store, name, config)
+    with RunLog(store, "index build", config, fingerprint=name, total=len(tasks), unit="parts") as log:
         if artifact is None:
-            artifact, figures = _build_index(writer, tasks, sets, config, log, pool)
+            artifact, figures = _build_index(writer, sources, tasks, sets, config, log, pool)
         if publish and not list_versions(store):
             pass_gate(artifact, figures or measure_index(artifact, config), config, log)
             publish_manifest(artifact, "manifest.json", 1)
@@ -156,13 +157,18 @@ def _open_all(codes: Sequence[str]) -> list[CodesSet]:
     return sets
 
 
-def plan_parts(sets: Sequence[CodesSet]) -> list[PartTask]:
-    """Return one task per shard; ordinals count from 0 in the order of the artifacts and of their shards."""
-    classes, tasks = _classes(sets), list[PartTask]()
+def list_sources(sets: Sequence[CodesSet]) -> list[ShardSource]:
+    """Return the shards to index; ordinals count from 0 in the order of the artifacts and of their shards."""
+    classes, sources = _classes(sets), list[ShardSource]()
     for entry in sets:
         class_ids = renumbering(classes, entry.classes)
-        tasks += [task_of(n, entry, shard, class_ids) for n, shard in enumerate(entry.shards, len(tasks))]
-    return tasks
+        sources += [source_of(n, entry, shard, class_ids) for n, shard in enumerate(entry.shards, len(sources))]
+    return sources
+
+
+def plan_parts(sets: Sequence[CodesSet], config: Config) -> list[PartTask]:
+    """Return the parts of a new index of these codes."""
+    return gather_parts(list_sources(sets), config.index.part_codes)
 
 
 def _classes(sets: Sequence[CodesSet]) -> tuple[str, ...]:
@@ -183,7 +189,7 @@ def _of_kind(config: Config, kind: str) -> Config:
 def _dry_run(sets: Sequence[CodesSet], store: Store, config: Config, plan: Planner) -> PlannedResult:
     """Return the planner's choice; `begun_as` is the kind that a build at this root would keep."""
     require_distinct_tars(sets)
-    begun, chosen = kind_begun_with(sets, store, config), plan(plan_parts(sets), config)
+    begun, chosen = kind_begun_with(sets, store, config), plan(plan_parts(sets, config), config)
     return PlannedResult(uri=store.uri, digest=None, kind=chosen.kind, begun_as=begun, **chosen.facts())
 
 
@@ -197,7 +203,7 @@ def _choose(sets: Sequence[CodesSet], store: Store, config: Config, plan: Planne
     facts: dict[str, Any] = {}
     if (kind := kind_begun_with(sets, store, config)) is None:
         require_distinct_tars(sets)
-        chosen = plan(plan_parts(sets), config)
+        chosen = plan(plan_parts(sets, config), config)
         with suppress(FingerprintMismatch):  # another run began the root meanwhile
             begun = _of_kind(config, chosen.kind)
             _index_writer(sets, store, _fingerprint(sets, begun), begun)
@@ -244,6 +250,7 @@ def _index_writer(sets: Sequence[CodesSet], store: Store, name: str, config: Con
 
 def _build_index(
     writer: ArtifactWriter,
+    sources: Sequence[ShardSource],
     tasks: Sequence[PartTask],
     sets: Sequence[CodesSet],
     config: Config,
@@ -255,23 +262,26 @@ def _build_index(
     parameters = kind.parameters(config.index, count)
     trained = writer.receipts(QuantizerReceipt, {QUANTIZER}).get(QUANTIZER)
     if kind.sample_size(parameters) and (not trained or missing_paths(writer.store.entries("parts"), trained.parts)):
-        trained = _train(writer, kind, tasks, parameters, config)
+        trained = _train(writer, kind, sources, parameters, config)
     shared = _shared(writer, trained) if trained else None
     receipts: dict[str, PartReceipt | QuantizerReceipt] = {QUANTIZER: trained} if trained else {}
     receipts |= build_parts(writer, config.index.kind, parameters, tasks, shared, config, log, pool)
     there = writer.store.entries("parts")
     parts = [part for receipt in receipts.values() for part in require_parts_of(writer, receipt, shared, there)]
-    parts.append(writer.put_part(ORDINALS_NAME, ordinal_table(map(shard_of, tasks)), len(tasks)))
+    numbers = {source.ordinal: task.number for task in tasks for source in task.sources}
+    shards = [source.placed(numbers.get(source.ordinal, NO_PART)) for source in sources]
+    parts.append(writer.put_part(ORDINALS_NAME, ordinal_table(shards), len(shards)))
     meta = IndexMeta(
         kind=config.index.kind,
         parameters=parameters,
+        part_codes=config.index.part_codes,
         bits=sets[0].bits,
         classes=_classes(sets),
         quantizer_sha256=trained.part.sha256 if trained else None,
         card=card_of(parts, count),
         real_codes=REAL_CODES if sets[0].real_codes else None,
     )
-    totals = {"codes": count, "shards": len(tasks)}
+    totals = totals_of(shards, count)
     figures = measure_index(writer.draft(parts, totals, meta, receipts), config)
     return writer.commit(parts, totals, gated_meta(meta, figures), receipts), figures
 
@@ -280,11 +290,15 @@ def _build_index(
 
 
 def _train(
-    writer: ArtifactWriter, kind: IndexKind, tasks: Sequence[PartTask], parameters: Mapping[str, int], config: Config
+    writer: ArtifactWriter,
+    kind: IndexKind,
+    sources: Sequence[ShardSource],
+    parameters: Mapping[str, int],
+    config: Config,
 ) -> QuantizerReceipt:
     """Train the quantizer that the parts share; with its receipt a resumed run uses the same one."""
-    drawn = sample_rows(tasks, kind.sample_size(parameters), config.index.seed)
-    sample = np.concatenate([read_shard_codes(task)[rows] for task, rows in drawn])
+    drawn = sample_rows(sources, kind.sample_size(parameters), config.index.seed)
+    sample = np.concatenate([read_shard_codes(source)[rows] for source, rows in drawn])
     data = kind.train(sample, parameters, config.index.seed)
     part = writer.put_part(QUANTIZER_NAME, data, parameters.get("nlist", 1))
     return writer.put_receipt(QUANTIZER, QuantizerReceipt(part=part))

@@ -1,4 +1,4 @@
-"""What `hhnet plan` compares: the tars of shards, their codes, and the parts of an index."""
+"""What `hhnet plan` compares: the tars of shards, their codes, and what an index holds of them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -14,7 +14,7 @@ from pipelines.encode.receipts import read_whole_receipts
 from pipelines.errors import InputError
 from pipelines.index.alias import index_root
 from pipelines.index.base import Base, open_base
-from pipelines.index.reader import IndexedShard
+from pipelines.index.layout import IndexedShard
 from pipelines.shards.shards import INDEX_NAME, tar_name
 from pipelines.storage import Store
 
@@ -31,7 +31,7 @@ class Tar:
 
 @dataclass
 class State:
-    """The tars, their codes, and the parts of the index as they are now, each by the tar's sha256."""
+    """The tars, their codes, and what the index holds of them now, each by the tar's sha256."""
 
     tars: dict[str, Tar] = field(default_factory=dict)
     codes: dict[str, tuple[CodesSet, CodesShard]] = field(default_factory=dict)
@@ -85,7 +85,7 @@ def look(shards: Sequence[str], codes: Sequence[str], index: str | None, opened:
     state.codes = {shard.sha256: (entry, shard) for entry in state.sets for shard in entry.shards}
     if index is not None and list_versions(root := index_root(index)):
         state.base = opened.enter_context(open_base(root.uri))
-        state.held = {shard.shard_sha256: shard for shard in state.base.reader.filled()}
+        state.held = {shard.shard_sha256: shard for shard in state.base.reader.held()}
     for one, other in pairwise(state.made):
         require_pair(one, other)
     return state

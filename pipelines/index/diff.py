@@ -13,11 +13,9 @@ from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import open_current
 from pipelines.encode.codes import open_codes, renumbering, unite_classes
 from pipelines.errors import InputError
-from pipelines.index.base import compacted_rows, require_left_out, same_rows
+from pipelines.index.base import require_left_out, same_rows
 from pipelines.index.commands import commands
 from pipelines.index.corpus import State, look
-from pipelines.index.reader import REMOVED_NAME
-from pipelines.storage import map_in_order
 
 CHANGES = ("encode", "publish", "add", "replace", "remove")
 
@@ -73,7 +71,6 @@ def plan_changes(shards: Sequence[str], codes: Sequence[str] = (), index: str | 
             state, {name: [entry for entry in changes if entry["change"] == name] for name in CHANGES}, index
         )
         root = state.index or next((entry.artifact for entry in state.sets), None)
-        parts = state.index.manifest.parts if state.index else ()
     counted = {name: sum(entry["change"] == name for entry in changes) for name in CHANGES}
     return PlanResult.of(
         root or (open_current(shards[0], "shards") if shards else open_codes(codes[0]).artifact),
@@ -81,7 +78,7 @@ def plan_changes(shards: Sequence[str], codes: Sequence[str] = (), index: str | 
         tars=len(state.tars),
         encoded=len(state.codes),
         indexed=len(state.held),
-        removed_samples=sum(part.rows for part in parts if part.name == REMOVED_NAME),
+        removed_samples=state.base.reader.removed_samples if state.base else 0,
         **counted,
         changes=changes,
         commands=steps,
@@ -122,11 +119,11 @@ def _to_replace(state: State) -> Iterator[dict[str, Any]]:
         for sha256, held in state.held.items()
         if sha256 in state.codes and state.codes[sha256][0].artifact.digest != held.codes_digest
     ]
-    compacted = map_in_order(lambda one: compacted_rows(base, one[0].ordinal), published_anew)
-    for (held, entry, shard), left_out in zip(published_anew, compacted, strict=True):
+    for held, entry, shard in published_anew:
         class_ids = renumbering(unite_classes(base.reader.classes, entry.classes), entry.classes)
         comparable = entry.real_codes == base.reader.real_codes
-        if shard.rows != held.rows + left_out or (comparable and not same_rows(base, held, entry, shard, class_ids)):
+        known = held.rows + held.compacted
+        if shard.rows != known or (comparable and not same_rows(base, held, entry, shard, class_ids)):
             require_left_out(base, held, entry)
             yield _change("replace", shard.name, shard.sha256, shard.rows, entry.artifact.uri)
 

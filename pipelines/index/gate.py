@@ -4,7 +4,7 @@ A sample of its codes is searched for, part by part, and each answer is compared
 which were written beside the parts. Nothing else is read, so a version with removed rows is measured in the same way as
 the first.
 
-Shape suffixes: P probes, Q queries, K neighbours, H hits, N codes of a shard, B bytes of a code.
+Shape suffixes: P probes, Q queries, K neighbours, H hits, N codes of a part, B bytes of a code.
 """
 
 import time
@@ -21,11 +21,11 @@ from pipelines.encode.codes import code_array
 from pipelines.errors import WorkFailed
 from pipelines.index.kinds import NO_ID, Codes, Ids, Neighbours, PartSearcher
 from pipelines.index.parts import sample_places
-from pipelines.index.reader import IndexReader, index_id, merge_nearest
+from pipelines.index.reader import IndexReader, merge_nearest
 
 HITS_AT_ONCE = 1 << 22
 """Hits within the radius that are judged in one step, which bounds memory."""
-COLUMNS_READ = ("row", "code")
+COLUMNS_READ = ("id", "code")
 """Columns of a key table that the gate reads; leaving out the keys makes reading several times faster."""
 
 
@@ -45,7 +45,7 @@ class GateFigures:
     duplicates: int
     """Ids that came twice in an answer; for an exact kind, also ids that a part holds twice."""
     wrong: int
-    """Ids that are not in their shard, or came with a distance other than the distance of their code."""
+    """Ids that are not in their part, or came with a distance other than the distance of their code."""
     p50_ms: float
     p99_ms: float
 
@@ -86,17 +86,17 @@ def probe_index(reader: IndexReader, settings: GateSettings, seed: int) -> GateF
     truth = found
     seconds_P = np.zeros(len(probes_PB))
     opened = duplicates = wrong = hits = within = 0
-    for shard in [shard for shard in reader.filled() if reader.live(shard)]:
-        part, table = reader.open_part(shard), reader.live_keys(shard.ordinal, COLUMNS_READ)
-        codes_NB, rows_N = code_array(table["code"]), table["row"].to_numpy().astype(np.int64)
-        answers = _Answers(codes_NB, index_id(shard.ordinal, rows_N))
+    for entry in reader.searched():
+        part, table = reader.open_part(entry), reader.live_keys(entry, COLUMNS_READ)
+        codes_NB, ids_N = code_array(table["code"]), table["id"].to_numpy()
+        answers = _Answers(codes_NB, ids_N)
         found = merge_nearest(found, answers.check_nearest(part, probes_PB, settings.k, seconds_P), settings.k)
         right, expected = answers.check_within(part, probes_PB, settings.radius)
         hits, within = hits + right, within + expected
         if reader.kind.exact:
             answers.check_everything(part, probes_PB[:1])
         distances, rows = hamming_knn(probes_PB, codes_NB, settings.k)
-        truth = merge_nearest(truth, (distances, index_id(shard.ordinal, rows_N[rows])), settings.k)
+        truth = merge_nearest(truth, (distances, ids_N[rows]), settings.k)
         opened, duplicates, wrong = opened + part.count, duplicates + answers.duplicates, wrong + answers.wrong
     # Where more than K samples share the code, K others at distance 0 are a right answer too.
     itself_P = (found[1] == ids_P[:, None]).any(1) | (found[0] == 0).all(1)
@@ -160,14 +160,14 @@ def tie_aware_recall(found: Any, exact: Any) -> float:
 
 def _probes(reader: IndexReader, size: int, seed: int) -> tuple[Codes, Ids]:
     """Draw seeded codes uint8 (P, B) from the key tables, with the ids int64 (P,) that the parts must give them."""
-    shards = reader.filled()
+    parts = reader.searched()
     codes, ids = [], []
-    drawn = sample_places([(shard.ordinal, reader.live(shard)) for shard in shards], size, seed)
-    for shard, places in zip(shards, drawn, strict=True):
+    drawn = sample_places([(part.number, reader.live_in(part)) for part in parts], size, seed)
+    for part, places in zip(parts, drawn, strict=True):
         if len(places):
-            table = reader.live_keys(shard.ordinal, COLUMNS_READ)
+            table = reader.live_keys(part, COLUMNS_READ)
             codes.append(code_array(table["code"])[places])
-            ids.append(index_id(shard.ordinal, table["row"].to_numpy().astype(np.int64)[places]))
+            ids.append(table["id"].to_numpy()[places])
     return np.concatenate(codes), np.concatenate(ids)
 
 
@@ -207,7 +207,7 @@ class _Answers:
     def _judge(
         self, probes_PB: Codes, counts_P: npt.NDArray[np.int64], distances_H: npt.NDArray[np.int32], ids_H: Ids
     ) -> int:
-        """Return the number of right answers: distinct ids of the shard with the true distance of their code.
+        """Return the number of right answers: distinct ids of the part with the true distance of their code.
 
         Answers come probe after probe, `counts_P` of each.
         """

@@ -32,7 +32,7 @@ from pipelines.artifacts.host import allowed_cpus
 from pipelines.cluster.progress import stage
 from pipelines.config.settings import Config, IndexSettings
 from pipelines.console import NOTICE, draws_on_terminal
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, format_count
 from pipelines.index.gate import search_one_by_one, six_digits, tie_aware_recall
 from pipelines.index.kinds import NOTHING_REMOVED, Codes, index_kind, kind_names
 from pipelines.index.parts import PartTask, read_shard_codes
@@ -103,8 +103,8 @@ def plan_kind(tasks: Sequence[PartTask], config: Config) -> Plan:
 
     Raises ConfigError, with the figures, where no kind keeps within `index.memory`, `index.latency` and `index.recall`.
     """
-    codes_NB = _draw_sample([task for task in tasks if task.rows], config.index.seed)
-    sizes = [task.rows for task in tasks if task.rows]
+    codes_NB = _draw_sample(tasks, config.index.seed)
+    sizes = [task.rows for task in tasks]
     predictions = predict_kinds(codes_NB, sizes, config)
     sample = _duplicates(codes_NB)
     show_predictions(predictions, sample, sizes, config)
@@ -276,9 +276,10 @@ def _draw_sample(tasks: Sequence[PartTask], seed: int) -> Codes:
     """Read shards in a seeded order until there are enough codes, and return the sample in a seeded order."""
     wanted = min(MAX_SAMPLE_CODES, max(MIN_SAMPLE_CODES, TRIAL_QUERIES + max(task.rows for task in tasks)))
     random = np.random.Generator(np.random.Philox(seed))
+    sources = [source for task in tasks for source in task.sources]
     drawn: list[Codes] = []
-    for place in random.permutation(len(tasks)):
-        drawn.append(read_shard_codes(tasks[place]))
+    for place in random.permutation(len(sources)):
+        drawn.append(read_shard_codes(sources[place]))
         if sum(map(len, drawn)) >= wanted:
             break
     codes_NB = np.concatenate(drawn)
@@ -304,8 +305,8 @@ def show_predictions(
     from rich.table import Table
 
     summary = (
-        f"{sum(sizes):,} codes in {len(sizes):,} parts; of {sample['codes']:,.0f} looked at {sample['distinct']:.1%} "
-        f"differ, the commonest is {sample['commonest']:.2%}"
+        f"{sum(sizes):,} codes in {format_count(len(sizes), 'part')}; of {sample['codes']:,.0f} looked at "
+        f"{sample['distinct']:.1%} differ, the commonest is {sample['commonest']:.2%}"
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("kind", "bytes", "build", "query", f"recall@{config.search.k}", "objection"):

@@ -23,19 +23,18 @@ from pipelines.errors import DamagedArtifact, FingerprintMismatch, WorkFailed
 from pipelines.index import gate
 from pipelines.index.gate import GateFigures
 from pipelines.index.kinds import index_kind
-from pipelines.index.parts import PartTask, build_part
-from pipelines.index.reader import ORDINALS, IndexedShard, IndexReader
+from pipelines.index.layout import ORDINALS, IndexedShard
+from pipelines.index.parts import PartTask, ShardSource, build_part
+from pipelines.index.reader import IndexReader
 from pipelines.storage import ObjectInfo, Store, scratch_folder, sha256_of
 
 # ---------------------------------------------------------------------------------------------------------- parts
 
 
-def task_of(
-    ordinal: int, entry: CodesSet, shard: CodesShard, class_ids: tuple[int, ...] | None, later: bool = False
-) -> PartTask:
-    """Return the task that indexes one shard of a codes artifact; `class_ids` are the index's ids of its classes."""
+def source_of(ordinal: int, entry: CodesSet, shard: CodesShard, class_ids: tuple[int, ...] | None) -> ShardSource:
+    """Return a shard of a codes artifact as one to index; `class_ids` are the index's ids of its classes."""
     place = entry.artifact.uri, entry.artifact.digest, shard.parts
-    return PartTask(ordinal, shard.name, shard.sha256, *place, entry.bits, entry.real_codes, later, class_ids)
+    return ShardSource(ordinal, shard.name, shard.sha256, *place, entry.bits, entry.real_codes, class_ids)
 
 
 def build_parts(
@@ -50,13 +49,13 @@ def build_parts(
 ) -> dict[str, PartReceipt]:
     """Return the receipts of the parts of these tasks, by name; missing parts are built side by side."""
     quantizer = sha256_of(shared) if shared else None
-    filled = {task.receipt(quantizer): task for task in tasks if task.rows}
+    named = {task.receipt(quantizer): task for task in tasks}
     there = writer.store.entries("parts")
-    found = writer.receipts(PartReceipt, filled)
+    found = writer.receipts(PartReceipt, named)
     receipts = {name: receipt for name, receipt in found.items() if not missing_paths(there, receipt.parts)}
-    missing = [task for name, task in filled.items() if name not in receipts]
+    missing = [task for name, task in named.items() if name not in receipts]
     log.reach(len(receipts))
-    say_resumed("index", len(receipts), len(filled), "parts")
+    say_resumed("index", len(receipts), len(named), "parts")
     if missing:
         arguments = (writer.store.uri, writer.fingerprint, writer.inputs, kind, shared, parameters)
         with (
@@ -69,8 +68,8 @@ def build_parts(
                 missing,
                 verb="index",
                 workers=config.index.workers,
-                label=lambda task: task.shard,
-                failed=lambda task, attempt: log.record_attempts(task.shard, (attempt,), {}),
+                label=lambda task: task.stem,
+                failed=lambda task, attempt: log.record_attempts(task.stem, (attempt,), {}),
             )
             for outcome in outcomes:
                 if outcome.error is not None:
@@ -78,7 +77,7 @@ def build_parts(
                         f"{writer.store.uri}: {outcome.error}; what was built is kept, run again to resume"
                     )
                 receipts[outcome.item.receipt(quantizer)] = outcome.result
-                log.record_attempts(outcome.item.shard, outcome.tries[-1:], {"rows": outcome.item.rows})
+                log.record_attempts(outcome.item.stem, outcome.tries[-1:], {"rows": outcome.item.rows})
                 log.advance()
                 advance(1)
     return receipts
@@ -100,13 +99,13 @@ class PartBuilder:
         self._how = index_kind(kind), shared, parameters
 
     def run(self, task: PartTask) -> PartReceipt:
-        """Build and claim the part of one shard; return the receipt that won."""
+        """Build and claim one part; return the receipt that won."""
         meter, begun = Meter("index"), time.perf_counter()
         receipt = build_part(task, self._writer, *self._how)
         meter.count_seconds({"build": time.perf_counter() - begun})
         meter.count_images(task.rows)
         written = sum(part.bytes for part in receipt.parts)
-        meter.count_bytes(read=sum(part.bytes for part in task.parts), written=written)
+        meter.count_bytes(read=task.bytes, written=written)
         return receipt
 
 
@@ -137,9 +136,10 @@ def ordinal_table(shards: Iterable[IndexedShard]) -> bytes:
     return parquet_bytes(table_of_rows(ORDINALS, rows))
 
 
-def shard_of(task: PartTask) -> IndexedShard:
-    """Return the row of the ordinal table for the part that a task makes."""
-    return IndexedShard(task.ordinal, task.shard, task.shard_sha256, task.codes_digest, task.rows)
+def totals_of(shards: Iterable[IndexedShard], count: int) -> dict[str, int]:
+    """Return the totals of an index with `count` codes that can be found; `held` counts the shards that it holds."""
+    known = list(shards)
+    return {"codes": count, "shards": len(known), "held": sum(shard.held for shard in known)}
 
 
 def card_of(parts: Iterable[Part], count: int) -> IndexCard:
@@ -185,7 +185,8 @@ def require_settings(artifact: Artifact, config: Config) -> None:
     meta = artifact.facts(IndexMeta)
     kind = meta.kind if config.index.kind == "auto" else config.index.kind
     wanted = index_kind(kind).parameters(config.index, meta.card.trained_on or meta.card.count)
-    mine, asked = (meta.kind, meta.parameters), (kind, wanted)
+    sizes = {"part_codes": meta.part_codes}, {"part_codes": config.index.part_codes}
+    mine, asked = (meta.kind, meta.parameters | sizes[0]), (kind, wanted | sizes[1])
     if mine != asked:
         raise FingerprintMismatch(
             f"{artifact.uri} is of kind {mine[0]} with {mine[1]}, the settings ask for {asked[0]} with {asked[1]}: "

@@ -19,8 +19,8 @@ from pipelines.cluster.submit import on_cluster
 from pipelines.config.settings import Config
 from pipelines.errors import InputError
 from pipelines.index.alias import index_root
+from pipelines.index.layout import ORDINALS_NAME, REMOVED_NAME
 from pipelines.index.pool import IndexResult, measure_index, pass_gate
-from pipelines.index.reader import ORDINALS_NAME, REMOVED_NAME
 from pipelines.storage import Store
 
 
@@ -141,7 +141,8 @@ def _version_facts(number: int | None, artifact: Artifact) -> dict[str, Any]:
         "digest": artifact.digest,
         "codes": manifest.totals["codes"],
         "removed": rows.get(REMOVED_NAME, 0),
-        "shards": sum(name.startswith("part-") for name in rows),
+        "shards": manifest.totals["held"],
+        "parts": sum(name.startswith("part-") for name in rows),
         "ordinals": rows.get(ORDINALS_NAME, 0),
         "bytes": sum(part.bytes for part in manifest.parts),
         "recall": artifact.facts(IndexMeta).card.recall,

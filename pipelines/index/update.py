@@ -1,8 +1,10 @@
 """`hhnet index add | remove | compact`: change an index by publishing its next version.
 
-A published version is never edited. The next version names the parts of unchanged shards again, new parts for new
-shards, and a table of the rows that were removed from old ones; compacting rebuilds those parts without the rows. It is
-measured like a first version and becomes current in one step. Readers stay on the version that they opened.
+A published version is never edited. The next version names unchanged parts again. New shards fill up the last part,
+which is rebuilt from its own key table and the new codes, and then further parts, so that several additions give the
+parts of one build. A table lists the rows that were removed; compacting rebuilds parts without them, and merges small
+parts. The next version is measured like a first one and becomes current in one step. Readers stay on the version that
+they opened.
 """
 
 import difflib
@@ -30,8 +32,21 @@ from pipelines.encode.codes import (
     unite_classes,
 )
 from pipelines.errors import FingerprintMismatch, InputError
-from pipelines.index.base import Base, Rows, compacted_rows, open_base, require_left_out, same_rows
-from pipelines.index.parts import CompactTask, PartTask
+from pipelines.index.base import Base, Rows, open_base, require_left_out, same_rows
+from pipelines.index.kinds import NOTHING_REMOVED, Ids
+from pipelines.index.layout import (
+    NO_PART,
+    ORDINALS_NAME,
+    QUANTIZER_NAME,
+    REMOVED,
+    REMOVED_NAME,
+    ROW_MASK,
+    IndexedPart,
+    IndexedShard,
+    keys_name,
+    part_stem,
+)
+from pipelines.index.parts import KeptRows, PartTask, ShardSource, pack
 from pipelines.index.pool import (
     IndexResult,
     build_parts,
@@ -41,17 +56,8 @@ from pipelines.index.pool import (
     ordinal_table,
     pass_gate,
     require_parts_of,
-    shard_of,
-    task_of,
-)
-from pipelines.index.reader import (
-    ORDINALS_NAME,
-    QUANTIZER_NAME,
-    REMOVED,
-    REMOVED_NAME,
-    IndexedShard,
-    keys_name,
-    part_stem,
+    source_of,
+    totals_of,
 )
 
 OUTGROWN_FACTOR = 4
@@ -76,7 +82,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeResult(IndexResult):
-    """The next version and its differences: codes and shards added, samples removed, parts compacted."""
+    """The next version and its differences: codes and shards added, samples removed, parts that were rebuilt."""
 
     added: int | None = None
     shards_added: int | None = None
@@ -147,9 +153,10 @@ def remove_rows(
 
 @on_cluster("index compact")
 def compact_index(index: str, config: Config, publish: bool = True, pool: Pool = ray_pool) -> ChangeResult:
-    """Rebuild the parts with removed rows without these rows; ids, ordinals and answers stay the same.
+    """Rebuild the parts with removed rows without these rows, and merge neighbouring parts that fit into one.
 
-    The rows come from the index's own key tables. A trained quantizer stays. `unchanged` where nothing was removed.
+    Ids, ordinals and answers stay the same. The rows come from the index's own key tables. A trained quantizer stays.
+    `unchanged` where nothing was removed and no parts fit together.
     """
     with open_base(index) as base:
         return _apply("index compact", base, _compacting(base), config, publish, pool)
@@ -160,14 +167,14 @@ def compact_index(index: str, config: Config, publish: bool = True, pool: Pool =
 
 def _adding(base: Base, sets: Sequence[CodesSet], replace_changed: bool) -> Change:
     known = {shard.shard_sha256: shard for shard in base.shards.values()}
-    tasks, given, removed, replaced = [], dict(base.shards), dict(base.reader.removed), set()
-    classes, used = base.reader.classes, list[CodesSet]()
+    removed, replaced, sources = dict(base.reader.removed), set[int](), list[ShardSource]()
+    classes, used, unused = base.reader.classes, list[CodesSet](), max(base.shards) + 1
     for entry in sets:
-        new, united = [], unite_classes(classes, entry.classes)
+        new, united = list[ShardSource](), unite_classes(classes, entry.classes)
         class_ids = renumbering(united, entry.classes)
         for shard in entry.shards:
             held = known.get(shard.sha256)
-            if held is not None and held.rows:
+            if held is not None and held.held:
                 if same_rows(base, held, entry, shard, class_ids):
                     continue
                 if not replace_changed:
@@ -180,23 +187,69 @@ def _adding(base: Base, sets: Sequence[CodesSet], replace_changed: bool) -> Chan
                 replaced.add(held.ordinal)
             elif held is not None and not shard.rows:
                 continue
-            new.append(task_of(held.ordinal if held else max(given) + 1, entry, shard, class_ids, later=True))
-            given[new[-1].ordinal] = shard_of(new[-1])
-        tasks += new
+            elif held is not None:
+                removed.pop(held.ordinal, None)
+            new.append(source_of(held.ordinal if held else unused, entry, shard, class_ids))
+            unused += held is None
+        sources += new
         if new:
             used.append(entry)
             classes = united
-    added = sum(task.rows for task in tasks if task.ordinal not in replaced)
-    facts = {"added": added, "shards_added": sum(task.rows > 0 and task.ordinal not in replaced for task in tasks)}
+    added = sum(source.rows for source in sources if source.ordinal not in replaced)
+    filled = sum(source.rows > 0 and source.ordinal not in replaced for source in sources)
+    facts = {"added": added, "shards_added": filled}
     if replace_changed:
         facts["shards_replaced"] = len(replaced)
+    tasks, placed = _place(base, sources)
     # Tars without codes get an ordinal when others are added; on their own they do not justify a new version.
-    return _without(base, Change(given, removed, tasks if added or replaced else (), used, facts), set())
+    change = Change({**base.shards, **placed}, removed, tasks if added or replaced else (), used, facts)
+    return _without(base, change, set())
+
+
+def _place(base: Base, sources: Sequence[ShardSource]) -> tuple[list[PartTask], dict[int, IndexedShard]]:
+    """Return the parts to build for these shards, and the shards in their parts, by ordinal.
+
+    A shard whose earlier codes are in a part takes their place there. All others go on from the last part.
+    """
+    reader, inside = base.reader, dict[int, list[ShardSource]]()
+    before = {n: base.shards[n] for n in (source.ordinal for source in sources) if n in base.shards}
+    new = list[ShardSource]()
+    for source in sorted(sources, key=lambda source: source.ordinal):
+        if (old := before.get(source.ordinal)) is not None and old.rows:
+            inside.setdefault(old.part, []).append(source)
+        elif source.rows:
+            new.append(source)
+    last = max(reader.parts)
+    begun = reader.parts[last].rows
+    begun += sum(source.rows - before[source.ordinal].rows for source in inside.get(last, ()))
+    for source, number in zip(new, pack((one.rows for one in new), reader.meta.part_codes, begun), strict=True):
+        inside.setdefault(last + number, []).append(source)
+    tasks = []
+    for number, members in sorted(inside.items()):
+        replaced = [before[one.ordinal] for one in members if one.ordinal in before]
+        kept = [_kept(base, part, _ids_of(base, replaced))] if (part := reader.parts.get(number)) else []
+        members = [one for one in members if one.rows]
+        task = PartTask(number, tuple(members), tuple(one for one in kept if one.rows), later=True)
+        tasks += [task] if task.rows else []
+    numbers = {one.ordinal: number for number, members in inside.items() for one in members}
+    return tasks, {one.ordinal: one.placed(numbers.get(one.ordinal, NO_PART)) for one in sources}
+
+
+def _kept(base: Base, part: IndexedPart, left_out: Ids) -> KeptRows:
+    """Return the rows of a part but for the ids `left_out`."""
+    reader = base.reader
+    return KeptRows(base.artifact.uri, reader.part(keys_name(part.number)), left_out, reader.bits, reader.real_codes)
+
+
+def _ids_of(base: Base, shards: Sequence[IndexedShard]) -> Ids:
+    """Return the ids of all rows that these shards have in their parts, ascending."""
+    tables = [base.reader.read_shard_keys(shard, ["id"]) for shard in sorted(shards, key=lambda one: one.ordinal)]
+    return np.concatenate([NOTHING_REMOVED, *(table["id"].to_numpy() for table in tables)])
 
 
 def _pruned(base: Base, change: Change, wanted: set[str]) -> Change:
     """Return the change without the tars whose sha256 is not `wanted`."""
-    gone = {n for n, shard in change.shards.items() if shard.rows and shard.shard_sha256 not in wanted}
+    gone = {n for n, shard in change.shards.items() if shard.held and shard.shard_sha256 not in wanted}
     return replace(_without(base, change, gone), facts={**change.facts, "shards_removed": len(gone)})
 
 
@@ -219,7 +272,7 @@ def _named_shards(base: Base, names: Sequence[str], ignore_missing: bool) -> set
             for shard in base.shards.values()
             if shard.shard == name or (len(name) >= 8 and shard.shard_sha256.startswith(name))
         ]
-        held = [shard for shard in alike if shard.rows]
+        held = [shard for shard in alike if shard.held]
         if len(held) > 1:
             listed = ", ".join(f"{shard.shard_sha256[:12]} (ordinal {shard.ordinal})" for shard in held)
             raise InputError(f"--shard {name} names {len(held)} tars: name one by its sha256, {listed}")
@@ -243,7 +296,7 @@ def _rows_of(base: Base, keys: Sequence[str], ignore_missing: bool) -> dict[int,
         for key in lacking:
             if key not in gone:
                 raise _not_held(base, f"key {key!r}", base.reader.near_keys(key))
-    return {int(ordinal): ids[ids >> 32 == ordinal] & 0xFFFFFFFF for ordinal in np.unique(ids >> 32)}
+    return {int(ordinal): ids[ids >> 32 == ordinal] & ROW_MASK for ordinal in np.unique(ids >> 32)}
 
 
 def _removing(base: Base, whole: set[int], rows: Mapping[int, Rows]) -> Change:
@@ -252,18 +305,23 @@ def _removing(base: Base, whole: set[int], rows: Mapping[int, Rows]) -> Change:
         removed[ordinal] = np.union1d(removed.get(ordinal, np.empty(0, np.int64)), gone)
     change = _without(base, Change(base.shards, removed), whole)
     left = _count(change.shards, change.removed)
-    dropped = sum(base.shards[ordinal].rows > 0 for ordinal in whole)
+    dropped = sum(base.shards[ordinal].held for ordinal in whole)
     return replace(change, facts={"removed": base.reader.count - left, "shards_removed": dropped})
 
 
 def _without(base: Base, change: Change, whole: set[int]) -> Change:
-    """Return the change without the shards `whole`; raises InputError where no code would be left."""
-    shards = {n: replace(shard, rows=0) if n in whole else shard for n, shard in change.shards.items()}
-    removed = {n: rows for n, rows in change.removed.items() if n not in whole and len(rows)}
+    """Return the change without the shards `whole`; raises InputError where no code would be left.
+
+    All their rows are removed; they stay in their part until it is compacted.
+    """
+    shards, removed = dict(change.shards), dict(change.removed)
+    for ordinal in sorted(whole):
+        shards[ordinal] = replace(shards[ordinal], compacted=0, held=False)
+        removed[ordinal] = _ids_of(base, [shards[ordinal]]) & ROW_MASK
+    removed = {ordinal: rows for ordinal, rows in removed.items() if len(rows)}
     if not _count(shards, removed):
         raise InputError(f"{base.artifact.uri}: no code would be left: keep at least one, or delete the whole index")
-    tasks = [task for task in change.tasks if task.ordinal not in whole]
-    return replace(change, shards=shards, removed=removed, tasks=tasks)
+    return replace(change, shards=shards, removed=removed)
 
 
 def _count(shards: Mapping[int, IndexedShard], removed: Mapping[int, Rows]) -> int:
@@ -274,29 +332,29 @@ def _count(shards: Mapping[int, IndexedShard], removed: Mapping[int, Rows]) -> i
 
 
 def _compacting(base: Base) -> Change:
-    """Return the change that rebuilds parts without their removed rows; a part with no row left stays as a record."""
-    reader = base.reader
-    partly = {n: rows for n, rows in reader.removed.items() if reader.live(reader.shards[n])}
-    tasks = [
-        CompactTask(
-            ordinal,
-            reader.shards[ordinal].shard,
-            reader.shards[ordinal].shard_sha256,
-            base.artifact.uri,
-            reader.shards[ordinal].codes_digest,
-            (reader.part(keys_name(ordinal)),),
-            reader.bits,
-            reader.real_codes,
-            later=True,
-            left_out=tuple(rows.tolist()),
-            compacted=compacted_rows(base, ordinal),
-        )
-        for ordinal, rows in partly.items()
-    ]
-    shards = {**base.shards, **{task.ordinal: shard_of(task) for task in tasks}}
-    left = {n: rows for n, rows in reader.removed.items() if n not in partly}
-    facts = {"compacted": len(tasks), "dropped": sum(len(task.left_out) for task in tasks)}
-    return Change(shards, left, tasks, facts=facts)
+    """Return the change that rebuilds parts without their removed rows, and merges those that fit into one.
+
+    A held shard with no row left stays as a record.
+    """
+    reader, tasks, numbers = base.reader, list[PartTask](), dict[int, int]()
+    left = reader.searched()
+    groups: dict[int, list[IndexedPart]] = {}
+    for part, number in zip(left, pack(map(reader.live_in, left), reader.meta.part_codes), strict=True):
+        groups.setdefault(number, []).append(part)
+    for group in groups.values():
+        numbers |= dict.fromkeys((part.number for part in group), group[0].number)
+        kept = tuple(_kept(base, part, reader.removed_in(part)) for part in group)
+        if len(group) > 1 or len(kept[0].left_out):
+            tasks.append(PartTask(group[0].number, (), kept, later=True))
+    shards = {}
+    for ordinal, shard in base.shards.items():
+        live = reader.live(shard)
+        compacted = shard.compacted + (shard.rows - live if shard.held else 0)
+        place = numbers[shard.part] if live else NO_PART
+        shards[ordinal] = replace(shard, part=place, rows=live, compacted=compacted)
+    compacted = sum(len(task.kept) for task in tasks) + len(reader.parts) - len(left)
+    facts = {"compacted": compacted, "dropped": sum(map(len, reader.removed.values()))}
+    return Change(shards, {}, tasks, facts=facts)
 
 
 # ----------------------------------------------------------------------------------------------------- next version
@@ -310,13 +368,12 @@ def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool,
     inputs = _inputs(base, change)
     for entry in change.codes:
         remember_origin(base.artifact.store, entry.artifact.digest, entry.artifact.uri)
-    total = sum(task.rows > 0 for task in change.tasks)
-    with RunLog(base.artifact.store, verb, config, total=total, unit="parts", **change.facts) as log:
+    with RunLog(base.artifact.store, verb, config, total=len(change.tasks), unit="parts", **change.facts) as log:
         parts, receipts = _parts(base, change, inputs, config, log, pool)
         classes = unite_classes(base.reader.classes, *(entry.classes for entry in change.codes))
         made = {"classes": classes, "version": number, "card": _card(base, parts, count)}
         meta = base.reader.meta.model_copy(update=made)
-        totals = {"codes": count, "shards": len(change.shards)}
+        totals = totals_of(change.shards.values(), count)
         changed = {"inputs": [entry.model_dump() for entry in inputs], "meta": meta}
         require_parts(base.artifact, parts, number)
         figures = measure_index(next_artifact(base.artifact, parts, receipts, totals, **changed), config)
@@ -332,7 +389,7 @@ def _apply(verb: str, base: Base, change: Change, config: Config, publish: bool,
 
 def _inputs(base: Base, change: Change) -> list[ArtifactInput]:
     """Return the model and the codes behind the next version's parts; known codes keep their role."""
-    held = {shard.codes_digest for shard in change.shards.values() if shard.rows}
+    held = {shard.codes_digest for shard in change.shards.values() if shard.held}
     inputs = [entry for entry in base.artifact.manifest.inputs if entry.kind != "codes" or entry.digest in held]
     named = {entry.digest for entry in inputs}
     numbers = [int(entry.role.removeprefix("codes-")) for entry in inputs if entry.kind == "codes"]
@@ -348,7 +405,7 @@ def _inputs(base: Base, change: Change) -> list[ArtifactInput]:
 def _parts(
     base: Base, change: Change, inputs: Sequence[ArtifactInput], config: Config, log: RunLog, pool: Pool
 ) -> tuple[list[Part], list[ReceiptRef]]:
-    """Return the parts and receipts of the next version: new ones, those of unchanged shards, and its tables."""
+    """Return the parts and receipts of the next version: new ones, unchanged ones, and its tables."""
     manifest, reader = base.artifact.manifest, base.reader
     writer = ArtifactWriter(base.artifact.store, "index", manifest.fingerprint, tuple(inputs), {})
     made = build_parts(writer, reader.meta.kind, reader.parameters, change.tasks, reader.shared, config, log, pool)
@@ -357,9 +414,8 @@ def _parts(
     parts: list[Part] = []
     for name, receipt in made.items():
         parts += require_parts_of(writer, receipt, reader.shared, there)
-        receipts.append(ReceiptRef.of(part_stem(receipt.ordinal), receipt, name))
-    rebuilt = {task.ordinal for task in change.tasks}
-    kept = [n for n, shard in change.shards.items() if shard.rows and n not in rebuilt]
+        receipts.append(ReceiptRef.of(part_stem(receipt.number), receipt, name))
+    kept = {shard.part for shard in change.shards.values() if shard.rows} - {task.number for task in change.tasks}
     names = {QUANTIZER_NAME, *(keys_name(n) for n in kept), *(part_stem(n) + reader.kind.suffix for n in kept)}
     parts += [part for part in manifest.parts if part.name in names]
     stems = {"quantizer", *map(part_stem, kept)}

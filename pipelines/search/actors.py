@@ -47,14 +47,14 @@ class SearchActor:
 
         return str(ray.get_runtime_context().get_node_id())
 
-    def search(self, queries: Codes, k: int, ordinals: Sequence[int]) -> Neighbours:
-        """Find the k nearest in the parts of these ordinals."""
+    def search(self, queries: Codes, k: int, numbers: Sequence[int]) -> Neighbours:
+        """Find the k nearest in the parts of these numbers."""
         if self._reader is None:  # not when the actor is made, so that an error of the parts is one of the search
             store = Store(self._uri)
             artifact = Artifact(store, parse_manifest(self._manifest, store, "manifest.json"))
             self._reader = IndexReader(artifact, self._closing.enter_context(scratch_folder()))
-        shards = self._reader.shards
-        return self._reader.search(queries, k, [shards[ordinal] for ordinal in ordinals])
+        parts = self._reader.parts
+        return self._reader.search(queries, k, [parts[number] for number in numbers])
 
     def close(self) -> None:
         """Delete the files that were copied from an object store."""
@@ -71,9 +71,9 @@ def spread_over_actors(
     within `ray.wait_s`, WorkFailed where a share lost its actor at each of several attempts; an error in an actor is
     raised here.
     """
-    ordinals = [shard.ordinal for shard in reader.filled()]
+    numbers = [part.number for part in reader.searched()]
     # Round-robin, so that shares differ by one part at most.
-    shares = [ordinals[place::workers] for place in range(min(workers, len(ordinals)))]
+    shares = [numbers[place::workers] for place in range(min(workers, len(numbers)))]
     with ray_session(config):
         require_shared_store(reader.artifact.store, config)
         fan = _Fan(reader.artifact, shares, await_need(config.search, config), config.ray.wait_s, attempts, stuck_s)

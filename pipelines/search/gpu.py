@@ -19,7 +19,7 @@ def on_gpu(reader: IndexReader, device: str = "cuda") -> Callable[[Codes, int], 
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("search.device = cuda, but torch sees no GPU here: leave it at cpu")
-    parts = [reader.open_part(shard) for shard in reader.filled() if reader.live(shard)]
+    parts = list(map(reader.open_part, reader.searched()))
     flat = [part for part in parts if isinstance(part, FlatSearcher)]
     if len(flat) < len(parts):
         problem = f"{reader.artifact.uri} is of kind {reader.meta.kind}"

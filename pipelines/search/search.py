@@ -361,7 +361,7 @@ def find_pictures_of(
     """
     given = [open_shards(uri) for uri in shards]
     if given:
-        known = {shard.shard_sha256 for shard in reader.filled()}
+        known = {shard.shard_sha256 for shard in reader.held()}
         known |= {shard.sha256 for entry in codes for shard in entry.shards}
         if known.isdisjoint(shard.part.sha256 for entry in given for shard in entry.shards):
             problem = f"{', '.join(shards)}: none of these shards is in {reader.artifact.uri}"

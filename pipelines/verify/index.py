@@ -9,8 +9,9 @@ import pyarrow as pa
 from pipelines.artifacts.versions import made_as
 from pipelines.encode.codes import CodesSet, CodesShard, open_codes, renumber_labels, renumbering, require_signs
 from pipelines.errors import DamagedArtifact
-from pipelines.index.kinds import NOTHING_REMOVED
-from pipelines.index.reader import IndexedShard, IndexReader, keys_name, part_receipt
+from pipelines.index.keys import keys_of_codes
+from pipelines.index.layout import IndexedPart, IndexedShard, keys_name, part_stem
+from pipelines.index.reader import IndexReader
 from pipelines.storage import scratch_folder
 from pipelines.verify.findings import Findings, count
 
@@ -21,19 +22,19 @@ def prove_index(findings: Findings) -> None:
     with findings.guard(), scratch_folder() as folder:
         reader = IndexReader(artifact, folder)
         digests = {entry.digest for entry in artifact.manifest.inputs}
-        filled = reader.filled()
-        for shard in filled if made_as(artifact) > 1 else reader.shards.values():
+        for shard in reader.held() if made_as(artifact) > 1 else reader.shards.values():
             findings.require(
                 shard.codes_digest in digests, f"{artifact.uri}: {shard.shard} comes from codes that are not its input"
             )
         paths: dict[str, list[str]] = {}
         for part in artifact.manifest.parts:
             paths.setdefault(PurePosixPath(part.name).stem, []).append(part.path)
-        for shard in filled:
+        stems = set[str]()
+        for entry in reader.parts.values():
+            own = PurePosixPath(keys_name(entry.number)).stem, part_stem(entry.number)
+            stems |= {*own}
             with findings.guard():
-                own = [path for name in ("keys", "part") for path in paths.get(f"{name}-{shard.ordinal:06d}", ())]
-                _prove_part(findings, reader, shard, own)
-        stems = {f"{name}-{shard.ordinal:06d}" for shard in filled for name in ("part", "keys")}
+                _prove_part(findings, reader, entry, [path for stem in own for path in paths.get(stem, ())])
         for part in artifact.manifest.parts:
             stem = PurePosixPath(part.name).stem
             owned = stem in stems or not stem.startswith(("part-", "keys-"))
@@ -42,7 +43,7 @@ def prove_index(findings: Findings) -> None:
         findings.require(total == reader.count, f"{artifact.uri}: the totals say {total} codes, not {reader.count}")
         gone = sum(len(rows) for rows in reader.removed.values())
         findings.checks.append(
-            f"{count(reader.count, 'code')} in {count(len(filled), 'part')} that open"
+            f"{count(reader.count, 'code')} in {count(len(reader.parts), 'part')} that open"
             + (f", {gone} of their rows removed" if gone else "")
         )
         inputs = findings.inputs()
@@ -53,20 +54,27 @@ def prove_index(findings: Findings) -> None:
                     _prove_shards(findings, reader, open_codes(codes))
 
 
-def _prove_part(findings: Findings, reader: IndexReader, shard: IndexedShard, paths: Sequence[str]) -> None:
-    """Check that rows ascend, the removed ones are among them, and the part opens; its files are `paths`."""
-    removed = reader.removed.get(shard.ordinal, NOTHING_REMOVED).tolist()
-    claim = ("index part", sorted(paths), shard.rows, removed)
+def _prove_part(findings: Findings, reader: IndexReader, part: IndexedPart, paths: Sequence[str]) -> None:
+    """Check that ids ascend and are those of the part's shards, the removed ones among them, and that the part opens.
+
+    Its files are `paths`.
+    """
+    shards = [(shard.ordinal, shard.rows) for shard in part.shards]
+    claim = ("index part", sorted(paths), shards, reader.removed_in(part).tolist())
     if findings.proofs.holds(*claim):
         return
-    keys = reader.read_keys(shard.ordinal)
-    rows = keys["row"].to_numpy()
-    if (np.diff(rows) <= 0).any() or rows[0] < 0:
-        raise DamagedArtifact(f"{reader.artifact.uri}: the key table of {shard.shard} is not sorted by row")
+    where = f"{reader.artifact.uri}/{keys_name(part.number)}"
+    keys = reader.read_keys(part, ["id", "code", "real_codes"] if reader.real_codes else ["id"])
+    ids = keys["id"].to_numpy()
+    if (np.diff(ids) <= 0).any() or ids[0] < 0:
+        raise DamagedArtifact(f"{where} is not sorted by id")
+    ordinals, counts = np.unique(ids >> 32, return_counts=True)
+    if list(zip(ordinals.tolist(), counts.tolist(), strict=True)) != shards:
+        raise DamagedArtifact(f"{where} does not hold the shards that the ordinal table puts there")
     if reader.real_codes:
-        require_signs(keys, reader.bits, f"{reader.artifact.uri}/{keys_name(shard.ordinal)}")
-    reader.live_keys(shard.ordinal)
-    reader.open_part(shard)  # raises unless the part holds as many codes
+        require_signs(keys, reader.bits, where)
+    reader.live_keys(part, ["id"])
+    reader.open_part(part)  # raises unless the part holds as many codes
     findings.proofs.add(paths, *claim)
 
 
@@ -84,14 +92,12 @@ def _prove_shards(findings: Findings, reader: IndexReader, codes: CodesSet) -> N
     encoded = {shard.sha256: shard for shard in codes.shards}
     indexed = [shard for shard in reader.shards.values() if shard.codes_digest == codes.artifact.digest]
     if later:  # a later version may have removed whole tars
-        indexed = [shard for shard in indexed if shard.rows]
+        indexed = [shard for shard in indexed if shard.held]
     found = {shard.shard_sha256 for shard in indexed}
     same = found <= encoded.keys() if later else found == encoded.keys()
     for shard in indexed if same else ():
         source = encoded[shard.shard_sha256]
-        gone = source.rows - shard.rows
-        explained = part_receipt(findings.artifact, shard.ordinal).compacted if gone and later else 0
-        same = same and gone == explained
+        same = same and source.rows - shard.rows == (shard.compacted if later else 0)
         if same and shard.rows:
             _prove_rows(findings, reader, shard, codes, source)
     findings.require(same, f"{uri}: the ordinal table does not list the tars of {codes.artifact.uri} with their codes")
@@ -101,13 +107,14 @@ def _prove_rows(
     findings: Findings, reader: IndexReader, shard: IndexedShard, codes: CodesSet, source: CodesShard
 ) -> None:
     """Check that key, code, labels by name and any real codes of every row equal those in the codes."""
-    part, class_ids = reader.part(keys_name(shard.ordinal)), renumbering(reader.classes, codes.classes)
-    claim = ("index rows", part.path, [held.sha256 for held in source.parts], class_ids)
+    part, class_ids = reader.part(keys_name(shard.part)), renumbering(reader.classes, codes.classes)
+    claim = ("index rows", part.path, shard.ordinal, [held.sha256 for held in source.parts], class_ids)
     if findings.proofs.holds(*claim):
         return
-    keys = reader.read_keys(shard.ordinal)
-    table = renumber_labels(codes.read(source), class_ids, codes.artifact.uri).select(keys.column_names)
-    table = table.filter(pa.array(np.isin(table["row"].to_numpy(), keys["row"].to_numpy())))
+    keys = reader.read_shard_keys(shard)
+    table = renumber_labels(codes.read(source), class_ids, codes.artifact.uri)
+    table = keys_of_codes(table, shard.ordinal, codes.bits, codes.real_codes)
+    table = table.filter(pa.array(np.isin(table["id"].to_numpy(), keys["id"].to_numpy())))
     if len(table) == len(keys) and table.cast(keys.schema).equals(keys):
         findings.proofs.add([part.path], *claim)
     else:

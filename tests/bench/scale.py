@@ -1,13 +1,14 @@
 """A flat index of many codes: built on Ray, opened, searched, and changed night after night.
 
-    python -m tests.bench.scale [--codes 1000000 10000000] [--nights 10] [--folder DIR]
+    python -m tests.bench.scale [--codes 1000000 10000000] [--per-tar 1000] [--nights 10] [--folder DIR]
 
-Codes of 64 bits are random, at most a million to a shard, and are committed as codes artifacts without any image. Each
+Codes of 64 bits are random, at most --per-tar to a shard, and are committed as codes artifacts without any image. Each
 step is a verb, or a search, in a process of its own, whose memory is RssAnon + RssShmem over the tree of the process,
 Ray's own processes included. A night adds 1% and removes 1% of the rows by key. At the end the answers are compared
 with those of fresh builds of the rows that are left: in the same order, and so with the same ordinals, and in another
-(equal distances, and equal sets below the k-th). One JSON line for each step and size. With --folder what was made
-stays, and a run that was stopped goes on there: a verb that was done says `unchanged`, codes that are there stay.
+(equal distances, and equal sets below the k-th). A search is set beside a scan of all codes in one array. One JSON line
+for each step and size. With --folder what was made stays, and a run that was stopped goes on there: a verb that was
+done says `unchanged`, codes that are there stay.
 """
 
 import argparse
@@ -25,18 +26,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hhnet import hamming_knn
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import Receipt
 from pipelines.artifacts.manifest import ArtifactInput
 from pipelines.artifacts.parquet import parquet_bytes
 from pipelines.artifacts.tables import codes_schema
 from pipelines.artifacts.versions import find_finished
+from pipelines.encode.codes import code_array
 from pipelines.index.kinds import NOTHING_REMOVED
 from pipelines.index.reader import IndexReader, open_index
 from pipelines.storage import Store, sha256_of
 from tests.bench.memory import watched
 
-BITS, K, QUERIES, PER_SHARD = 64, 100, 64, 1_000_000
+BITS, K, QUERIES = 64, 100, 64
 ROUNDS = 3
 
 
@@ -62,19 +65,19 @@ def shard_rows(stem: str, count: int, classes: tuple[str, ...], mark: str) -> pa
     return pa.Table.from_arrays([keys, name, rows, paths, code, labels], schema=codes_schema(BITS, mark, classes))
 
 
-def write_codes(out: Path, prefix: str, count: int, removed: Any = NOTHING_REMOVED) -> str:
+def write_codes(out: Path, prefix: str, count: int, per_tar: int, removed: Any = NOTHING_REMOVED) -> str:
     """Commit a codes artifact of `count` rows but for the ids `removed`, one shard in memory at a time."""
     inputs = (
         ArtifactInput(role="shards", kind="shards", digest=sha256_of(prefix.encode())),
         ArtifactInput(role="model", kind="model", digest="a" * 64),
     )
-    mark = sha256_of(f"{prefix} {count}".encode() + removed.tobytes())
+    mark = sha256_of(f"{prefix} {count} {per_tar}".encode() + removed.tobytes())
     if (done := find_finished(Store(out), "codes", mark)) is not None:
         return done.uri
     writer = ArtifactWriter(Store(out), "codes", mark, inputs, {})
     parts, receipts = [], {}
-    for number, start in enumerate(range(0, count, PER_SHARD)):
-        stem, rows = f"{prefix}{number:06d}", min(PER_SHARD, count - start)
+    for number, start in enumerate(range(0, count, per_tar)):
+        stem, rows = f"{prefix}{number:06d}", min(per_tar, count - start)
         table = shard_rows(stem, rows, ("one",), mark)
         table = table.filter(pa.array(~np.isin(np.arange(rows), removed[removed >> 32 == number] & 0xFFFFFFFF)))
         part = writer.put_part(f"{stem}.parquet", parquet_bytes(table), len(table))
@@ -113,26 +116,32 @@ def look(codes: int, index: str) -> None:
             times.append(time.perf_counter() - begun)
         one, many = (float(np.median(part)) for part in (times[1 : ROUNDS + 1], times[ROUNDS + 1 :]))
         per = 1e9 / codes
-        say(codes=codes, step="search", parts=len(reader.filled()), opened_s=round(opened, 4),
+        array = np.concatenate([code_array(reader.live_keys(p, ["id", "code"])["code"]) for p in reader.searched()])
+        begun = time.perf_counter()
+        for _ in range(ROUNDS):
+            hamming_knn(queries()[:1], array, K)
+        alone = (time.perf_counter() - begun) / ROUNDS
+        say(codes=codes, step="search", tars=len(reader.shards), parts=len(reader.searched()), array_s=round(alone, 4),
+            opened_s=round(opened, 4),
             first_s=round(times[0], 3), one_s=round(one, 4), one_ns_per_code=round(per * one, 3),
             batch=QUERIES, batch_s=round(many, 3), batch_ns_per_code=round(per * many / len(batch), 4))  # fmt: skip
 
 
-def night(codes: int, index: str, folder: Path, number: int) -> None:
+def night(codes: int, per_tar: int, index: str, folder: Path, number: int) -> None:
     """Add one hundredth as new shards, and remove as many random rows of the first build by key."""
-    added = write_codes(folder / f"night-{number}", f"n{number:02d}x", codes // 100)
+    added = write_codes(folder / f"night-{number}", f"n{number:02d}x", codes // 100, per_tar)
     verb(codes, f"add {number}", "index", "add", "--index", index, "--codes", added)
     keys = folder / f"night-{number}.txt"
     rows = np.random.default_rng(number).choice(codes, codes // 100, replace=False)
-    keys.write_text("".join(f"s{row // PER_SHARD:06d}-{row % PER_SHARD:06d}\n" for row in rows.tolist()))
+    keys.write_text("".join(f"s{row // per_tar:06d}-{row % per_tar:06d}\n" for row in rows.tolist()))
     verb(codes, f"remove {number}", "index", "remove", "--index", index, "--keys", str(keys))
 
 
-def gone(codes: int, nights: int) -> Any:
+def gone(codes: int, per_tar: int, nights: int) -> Any:
     """Ids that the nights removed, ascending."""
     drawn = [np.random.default_rng(n).choice(codes, codes // 100, replace=False) for n in range(1, nights + 1)]
     rows = np.unique(np.concatenate(drawn))
-    return rows // PER_SHARD << 32 | rows % PER_SHARD
+    return rows // per_tar << 32 | rows % per_tar
 
 
 def below_last(reader: IndexReader, distances: Any, ids: Any) -> list[set[tuple[str, int]]]:
@@ -143,9 +152,9 @@ def below_last(reader: IndexReader, distances: Any, ids: Any) -> list[set[tuple[
     ]
 
 
-def compare(codes: int, index: str, folder: Path, nights: int) -> None:
+def compare(codes: int, per_tar: int, index: str, folder: Path, nights: int) -> None:
     """Hold the answers of the changed index against fresh builds of what is left, in the same and in another order."""
-    left = write_codes(folder / "left", "s", codes, gone(codes, nights))
+    left = write_codes(folder / "left", "s", codes, per_tar, gone(codes, per_tar, nights))
     every = [left, *(str(folder / f"night-{number}") for number in range(1, nights + 1))]
     with open_index(index) as reader:
         distances, ids = reader.search(queries(), K)
@@ -166,22 +175,23 @@ def build(codes: int, folder: Path, name: str, inputs: list[str]) -> str:
     return str(folder / name)
 
 
-def measure(codes: int, nights: int, folder: Path) -> None:
+def measure(codes: int, per_tar: int, nights: int, folder: Path) -> None:
     begun = time.perf_counter()
-    base = write_codes(folder / "codes", "s", codes)
+    base = write_codes(folder / "codes", "s", codes, per_tar)
     say(codes=codes, step="generate", seconds=round(time.perf_counter() - begun, 2))
     index = build(codes, folder, "index", [base])
     look(codes, index)
     for number in range(1, nights + 1):
-        night(codes, index, folder, number)
+        night(codes, per_tar, index, folder, number)
     look(codes, index)
     if nights:
-        compare(codes, index, folder, nights)
+        compare(codes, per_tar, index, folder, nights)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codes", type=int, nargs="+", default=[1_000_000, 10_000_000], help="multiples of 100")
+    parser.add_argument("--per-tar", type=int, default=1_000_000, help="codes of a tar, a divisor of --codes")
     parser.add_argument("--nights", type=int, default=10)
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
@@ -190,7 +200,7 @@ def main() -> None:
         versions={name: version(name) for name in names})  # fmt: skip
     for codes in args.codes:
         with tempfile.TemporaryDirectory(prefix="bench-") as name:
-            measure(codes, args.nights, Path(args.folder or name, str(codes)))
+            measure(codes, args.per_tar, args.nights, Path(args.folder or name, str(codes)))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from tests.support.codes import write_shards
 from tests.support.inline import InlinePool
 from tests.support.report import SEED, report, scaled
 
-INDEXED = Config(index=IndexSettings(workers=1))
+INDEXED = Config(index=IndexSettings(workers=1, part_codes=1))
 KINDS = ["shards", "model", "codes", "index", "checkpoint", "report", "alias", "duplicates", "study"]
 
 

@@ -16,7 +16,7 @@ from tests.support.codes import random_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool
 
 WHERE = "cuda" if torch.cuda.is_available() else "cpu"
-CONFIG = Config(index=IndexSettings(workers=1))
+CONFIG = Config(index=IndexSettings(workers=1, part_codes=1))
 
 
 def build(root: Path, config: Config = CONFIG) -> str:

@@ -26,7 +26,8 @@ from pipelines.index.build import build_index
 from pipelines.index.faiss_io import limit_parsing
 from pipelines.index.kinds import NOTHING_REMOVED, index_kind, kind_names, multihash
 from pipelines.index.kinds.ivf import IvfKind
-from pipelines.index.reader import QUANTIZER_NAME, open_index
+from pipelines.index.layout import QUANTIZER_NAME
+from pipelines.index.reader import open_index
 from pipelines.verify.verify import verify
 from tests.fuzz.apart import do_apart
 from tests.support.codes import random_codes, simple_rows, write_codes

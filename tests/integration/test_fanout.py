@@ -22,6 +22,7 @@ from tests.support.codes import random_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool
 
 PARTS = 5
+SMALL_PARTS = Config(index=IndexSettings(part_codes=1))
 
 
 @pytest.fixture(scope="module", params=["flat", "ivf", "multihash"])
@@ -29,7 +30,7 @@ def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """Five parts of short codes, which are often at equal distances; some rows of two of them are removed."""
     root = tmp_path_factory.mktemp(request.param)
     contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 40 + n, 16, seed=n, flip=0.3) for n in range(PARTS)}
-    config = Config(index=IndexSettings(kind=request.param, workers=1))
+    config = Config(index=IndexSettings(kind=request.param, workers=1, part_codes=1))
     uri = build_index(
         [write_codes(root / "codes", contents, 16).uri], str(root / "index"), config, pool=InlinePool()
     ).uri
@@ -53,7 +54,7 @@ def test_actors_and_one_process_give_the_same(index: str, workers: int, local_ra
 def test_the_verb_answers_alike_with_more_workers_than_parts(tmp_path: Path, local_ray: None) -> None:
     contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 30, seed=n) for n in range(2)}
     uri = write_codes(tmp_path / "codes", contents).uri
-    built = build_index([uri], str(tmp_path / "index"), Config()).uri
+    built = build_index([uri], str(tmp_path / "index"), SMALL_PARTS).uri
     answers = [
         search(built, Config(search=SearchSettings(k=6, workers=workers)), keys=["x/0/00001"], codes=[uri]).as_json()
         for workers in (None, 9)
@@ -114,9 +115,7 @@ def test_the_share_of_a_stopped_actor_is_asked_again(index: str, local_ray: None
 
 def test_a_damaged_part_is_named_by_the_actor_that_has_it(tmp_path: Path, local_ray: None) -> None:
     contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 30, seed=n) for n in range(3)}
-    built = build_index([write_codes(tmp_path / "codes", contents).uri], str(tmp_path / "index"), Config()).as_json()[
-        "uri"
-    ]
+    built = build_index([write_codes(tmp_path / "codes", contents).uri], str(tmp_path / "index"), SMALL_PARTS).uri
     part = next(Path(built, "parts").glob("part-000001-*"))
     data = bytearray(part.read_bytes())
     data[-1] ^= 1

@@ -32,7 +32,9 @@ def test_one_and_two_workers_build_the_same_bytes(tmp_path: Path, kind: str, loc
     contents = {f"x-{n:06d}.tar": simple_rows(f"x/{n}", 50, seed=n, flip=0.3) for n in range(6)}
     uri = write_codes(tmp_path / "codes", contents).uri
     results = [
-        build_index([uri], str(tmp_path / f"index-{n}"), Config(index=IndexSettings(kind=kind, workers=n))).as_json()
+        build_index(
+            [uri], str(tmp_path / f"index-{n}"), Config(index=IndexSettings(kind=kind, workers=n, part_codes=100))
+        ).as_json()
         for n in (1, 2)
     ]
     assert results[0]["digest"] == results[1]["digest"] and results[0]["version"] == 1
@@ -59,7 +61,7 @@ def test_one_and_two_workers_change_an_index_to_the_same_bytes(tmp_path: Path, k
     later = write_codes(tmp_path / "later", {f"y-{n:06d}.tar": simple_rows(f"y/{n}", 20, seed=n + 9) for n in range(3)})
     digests = []
     for workers in (1, 2):
-        config = Config(index=IndexSettings(kind=kind, workers=workers))
+        config = Config(index=IndexSettings(kind=kind, workers=workers, part_codes=110))
         index = build_index([uri], str(tmp_path / f"index-{workers}"), config).uri
         add_codes(index, [later.uri], config)
         remove_rows(index, config, ["x/0/00003", "x/2/00004", "y/1/00000"])

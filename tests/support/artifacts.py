@@ -13,8 +13,9 @@ from pipelines.artifacts.manifest import Artifact, ArtifactInput, Part
 from pipelines.artifacts.parquet import parquet_bytes, table_of
 from pipelines.artifacts.tables import REJECTS, codes_schema
 from pipelines.encode.codes import code_array, open_codes
+from pipelines.index.keys import keys_bytes, keys_of_codes
 from pipelines.index.kinds import index_kind
-from pipelines.index.reader import ORDINALS, ORDINALS_NAME, index_id, keys_name, keys_schema, part_stem
+from pipelines.index.layout import ORDINALS, ORDINALS_NAME, keys_name, part_stem
 from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
 
@@ -100,17 +101,15 @@ def make_index(root: Path, codes: Artifact) -> Artifact:
     ordinals: Columns = {name: [] for name in ORDINALS.names}
     for ordinal, shard in enumerate(opened.shards):
         table = opened.read(shard)
-        ids = index_id(ordinal, 0) + table["row"].to_numpy().astype(np.int64)
-        data = kind.build(code_array(table["code"]), ids, None, {})
-        keys = table_of(keys_schema(BITS), {name: table[name].to_pylist() for name in keys_schema(BITS).names})
-        parts.append(writer.put_part(part_stem(ordinal) + kind.suffix, data, len(ids)))
-        parts.append(writer.put_part(keys_name(ordinal), parquet_bytes(keys), len(ids)))
-        for name, value in zip(
-            ORDINALS.names, (ordinal, shard.name, shard.sha256, codes.digest, len(ids)), strict=True
-        ):
+        keys = keys_of_codes(table, ordinal, BITS, False)
+        data = kind.build(code_array(keys["code"]), keys["id"].to_numpy(), None, {})
+        parts.append(writer.put_part(part_stem(ordinal) + kind.suffix, data, len(keys)))
+        parts.append(writer.put_part(keys_name(ordinal), keys_bytes(keys), len(keys)))
+        row = (ordinal, shard.name, shard.sha256, codes.digest, ordinal, len(keys), 0, True)
+        for name, value in zip(ORDINALS.names, row, strict=True):
             ordinals[name].append(value)
     parts.append(writer.put_part(ORDINALS_NAME, parquet_bytes(table_of(ORDINALS, ordinals)), 3))
     card = {"count": opened.rows, "bytes_per_code": 1.0}
-    meta = {"kind": "flat", "parameters": {}, "quantizer_sha256": None, "card": card}
+    meta = {"kind": "flat", "parameters": {}, "part_codes": 1, "quantizer_sha256": None, "card": card}
     meta |= {"bits": BITS, "classes": CLASSES}
-    return writer.commit(parts, {"codes": opened.rows, "shards": 3}, meta)
+    return writer.commit(parts, {"codes": opened.rows, "shards": 3, "held": 3}, meta)

@@ -9,9 +9,10 @@ from pipelines.config.settings import Config, IndexSettings
 from pipelines.index.reader import open_index
 from tests.support.codes import Rows, random_codes, simple_rows, write_codes
 
-FLAT = Config(index=IndexSettings(workers=1))
-IVF = Config(index=IndexSettings(kind="ivf", nlist=6, nprobe=6, workers=1))
-HNSW = Config(index=IndexSettings(kind="hnsw", ef_search=400, workers=1))
+FLAT = Config(index=IndexSettings(workers=1, part_codes=1))
+"""One part for each tar, so that small indexes have several."""
+IVF = Config(index=IndexSettings(kind="ivf", nlist=6, nprobe=6, workers=1, part_codes=1))
+HNSW = Config(index=IndexSettings(kind="hnsw", ef_search=400, workers=1, part_codes=1))
 KINDS = pytest.mark.parametrize("config", [FLAT, IVF, HNSW], ids=["flat", "ivf", "hnsw"])
 
 

@@ -50,6 +50,7 @@ EVERY_MOMENT = ("ingest", "index")
 """Of these verbs every change tries each moment of each step, of the others one that the seed draws."""
 
 ALONE = ("--workers", "1")
+PARTS_OF_40 = ("--set", "index.part_codes=40")
 SMALL = ("--set", "ingest.samples_per_shard=10")
 TRAINING = (
     *("data.image_size=32", "data.batch_size=8", "model.backbone=test_convnext", "model.bits=16", "model.head=ln"),
@@ -226,7 +227,7 @@ class Jobs:
         return ("retry-rejects", "--codes", OUT), Path(corpus.out)
 
     def _index(self) -> tuple[tuple[str, ...], Path | None]:
-        return ("index", "build", "--codes", self._codes, *ALONE, "--out", OUT), None
+        return ("index", "build", "--codes", self._codes, *ALONE, *PARTS_OF_40, "--out", OUT), None
 
     def _index_add(self) -> tuple[tuple[str, ...], Path | None]:
         return ("index", "add", "--index", OUT, "--codes", self._write_codes("more", 2), *ALONE), self.result("index")
@@ -241,7 +242,9 @@ class Jobs:
     def _index_publish(self) -> tuple[tuple[str, ...], Path | None]:
         """An index that was built and is not published."""
         built = self.folder / "built"
-        done = run(verb, "index", "build", "--codes", self._codes, *ALONE, "--no-publish", "--out", str(built))
+        done = run(
+            verb, "index", "build", "--codes", self._codes, *ALONE, *PARTS_OF_40, "--no-publish", "--out", str(built)
+        )
         assert done.code == 0, done.err
         return ("index", "publish", "--index", OUT), built
 

@@ -1,4 +1,4 @@
-"""Index kinds: how the codes of one shard become a searchable part, and how such a part is searched.
+"""Index kinds: how codes become a searchable part, and how such a part is searched.
 
 A kind is one module in this package, whose `KIND` is an `IndexKind`; its name is the module's.
 """

@@ -39,11 +39,8 @@ RECEIPTS: dict[type[Facts], list[dict[str, Any]]] = {
     ],
     QuantizerReceipt: [{"part": PART}],
     PartReceipt: [
-        {**TAR, "ordinal": 0, "rows": 1, "quantizer_sha256": None, "part": PART, "keys": PART},
-        {
-            **{**TAR, "ordinal": 0, "rows": 1, "quantizer_sha256": "2" * 64, "part": PART, "keys": PART},
-            **{"compacted": 2, "left_out": "3" * 64},
-        },
+        {"number": 0, "rows": 1, "quantizer_sha256": None, "part": PART, "keys": PART},
+        {"number": 1, "rows": 1, "quantizer_sha256": "2" * 64, "part": PART, "keys": PART},
     ],
     PairsReceipt: [{"unit": 0, "pairs": 1, "parts": [PART]}],
 }
@@ -57,7 +54,7 @@ PROTOCOL = {
 CODED = {"bits": 16, "classes": ["cat"]}
 CODES = {**CODED, "carried": {}, "settings": {"encode.carry": ["sku"]}}
 CARD = {"count": 3, "bytes_per_code": 2.0}
-INDEX = {**CODED, "kind": "flat", "parameters": {"nlist": 2}, "quantizer_sha256": None, "card": CARD}
+INDEX = {**CODED, "kind": "flat", "parameters": {"nlist": 2}, "part_codes": 9, "quantizer_sha256": None, "card": CARD}
 GATED = {**CARD, "recall": 1.0, "recall_at": 10, "self_recall": 1.0, "recall_within": 0.5, "radius": 2}
 REPORT = {"map": 0.5, "chance": 0.1, "convention": "all", "precision_at": {"1": 0.5}, "bits": 16}
 METAS: dict[type[Facts], list[dict[str, Any]]] = {

@@ -19,6 +19,7 @@ CONFIG = load_config(
     sets=(
         *("ingest.samples_per_shard=10", "data.image_size=32", "data.batch_size=8", "data.workers=1"),
         *("model.backbone=test_resnet", "model.bits=16", "train.epochs=2", "train.checkpoint_steps=1"),
+        "index.part_codes=1",
     )
 )
 

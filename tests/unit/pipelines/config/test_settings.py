@@ -114,7 +114,7 @@ FROZEN = {
     },
     "rotation": {"train": "rotate rotate_samples seed"},
     "codes": {"encode": "batch_size carry real_codes"},
-    "index": {"index": "kind nlist nprobe m ef_search seed", "index.gate": "probes k radius"},
+    "index": {"index": "kind part_codes nlist nprobe m ef_search seed", "index.gate": "probes k radius"},
     "duplicates": {"dedupe": "radius same_code"},
     "report": {"evaluate": "at ties denominator empty unlabelled rerank gallery"},
     "agreement": {"agreement": "queries k seed"},

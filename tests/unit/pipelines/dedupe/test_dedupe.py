@@ -325,7 +325,7 @@ def test_dropping_all_of_the_same_code_leaves_no_pair(tmp_path: Path) -> None:
     keys = [row["key"] for row in rows_of(out, "components-") if not row["keep"]]
     assert remove_rows(index, FLAT, keys).removed == dropped == len(keys)
     with open_index(index) as reader:
-        table = pa.concat_tables([reader.live_keys(shard.ordinal) for shard in reader.filled()])
+        table = pa.concat_tables([reader.live_keys(part, ["id", "key", "code"]) for part in reader.searched()])
     left = np.array([list(code) for code in table["code"].to_pylist()], np.uint8)
     joined = hamming_distances(left, left) <= 2
     kept = {row["key"] for row in rows_of(out, "components-") if row["keep"]}

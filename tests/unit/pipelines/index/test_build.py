@@ -12,18 +12,19 @@ from pipelines.config.settings import Config, IndexSettings
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, WorkFailed
 from pipelines.index import parts
-from pipelines.index.build import build_index, plan_parts
+from pipelines.index.build import build_index, list_sources
 from pipelines.index.gate import tie_aware_recall
 from pipelines.index.kinds.flat import FlatKind
-from pipelines.index.reader import index_id, open_index
+from pipelines.index.layout import index_id
+from pipelines.index.reader import open_index
 from pipelines.index.update import add_codes
 from pipelines.storage import Store
 from tests.support.codes import Rows, class_codes, random_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool
 
-FLAT = Config(index=IndexSettings(workers=1))
-IVF = Config(index=IndexSettings(kind="ivf", nlist=8, nprobe=4, workers=1))
-HNSW = Config(index=IndexSettings(kind="hnsw", workers=1))
+FLAT = Config(index=IndexSettings(workers=1, part_codes=1))
+IVF = Config(index=IndexSettings(kind="ivf", nlist=8, nprobe=4, workers=1, part_codes=1))
+HNSW = Config(index=IndexSettings(kind="hnsw", workers=1, part_codes=1))
 
 
 def some_codes(root, name="codes", shards=3, count=40, **options):
@@ -53,7 +54,7 @@ def test_parts_together_answer_like_one_scan(tmp_path, pool, kind, threads):
     rows = [simple_rows(f"x/{n}", 7 + 60 * (n % 3), 16, seed=n, flip=0.3) for n in range(7)]
     uri = write_codes(tmp_path / "codes", {f"x-{n:06d}.tar": part for n, part in enumerate(rows)}, 16).uri
     built = build_index(
-        [uri], str(tmp_path / "index"), Config(index=IndexSettings(kind=kind, workers=1)), pool=pool
+        [uri], str(tmp_path / "index"), Config(index=IndexSettings(kind=kind, workers=1, part_codes=100)), pool=pool
     ).as_json()["uri"]
     codes = np.concatenate([part.codes for part in rows])
     ids = np.concatenate([index_id(n, np.arange(len(part.codes))) for n, part in enumerate(rows)])
@@ -65,7 +66,7 @@ def test_parts_together_answer_like_one_scan(tmp_path, pool, kind, threads):
             np.testing.assert_array_equal(found[0], distances)
             np.testing.assert_array_equal(found[1], ids[places])
             np.testing.assert_array_equal(reader.search(queries[:1], k)[1], ids[places[:1]])
-        backwards = reader.search(queries, 10, reader.filled()[::-1])
+        backwards = reader.search(queries, 10, reader.searched()[::-1])
         np.testing.assert_array_equal(backwards[1], reader.search(queries, 10)[1])
         assert reader.search(queries, 10, [])[1].shape == (len(queries), 0)
 
@@ -126,16 +127,16 @@ def test_a_broken_off_build_redoes_only_what_is_missing(tmp_path, pool, config):
     whole = build_index([uri], str(tmp_path / "whole"), config, pool=pool).as_json()
     pool.done.clear()
 
-    pool.fatal = lambda task: task.ordinal == 2
+    pool.fatal = lambda task: task.number == 2
     with pytest.raises(WorkFailed, match="run again to resume"):
         build_index([uri], str(tmp_path / "broken"), config, pool=pool)
-    assert [task.ordinal for task in pool.done] == [0, 1]
+    assert [task.number for task in pool.done] == [0, 1]
     with pytest.raises(InputError, match="no committed index"), open_index(str(tmp_path / "broken")):
         pass
 
     pool.fatal = lambda task: False
     resumed = build_index([uri], str(tmp_path / "broken"), config, pool=pool).as_json()
-    assert [task.ordinal for task in pool.done] == [0, 1, 2, 3]
+    assert [task.number for task in pool.done] == [0, 1, 2, 3]
     assert resumed["digest"] == whole["digest"]
 
 
@@ -199,7 +200,7 @@ def test_ivf_parts_share_one_quantizer_and_the_card_tells_the_recall(tmp_path, p
     quantizer = artifact.manifest.part("quantizer.faiss").sha256
     receipts = [json.loads(reference.data) for reference in artifact.manifest.receipts]
     assert artifact.manifest.meta["quantizer_sha256"] == quantizer
-    assert {r["quantizer_sha256"] for r in receipts if "ordinal" in r} == {quantizer}
+    assert {r["quantizer_sha256"] for r in receipts if "number" in r} == {quantizer}
     assert result["card"]["self_recall"] == 1.0 and 0.5 < result["card"]["recall"] <= 1.0
     assert artifact.manifest.meta["parameters"] == {"nlist": 8, "nprobe": 4}
 
@@ -308,10 +309,10 @@ def test_rows_out_of_order_are_refused(tmp_path, pool):
 
 def test_a_sample_takes_from_each_shard_its_share(tmp_path):
     contents = {"x-000000.tar": simple_rows("x", 90), "x-000001.tar": simple_rows("y", 10)}
-    tasks = plan_parts([open_codes(write_codes(tmp_path / "c", contents).uri)])
-    drawn = parts.sample_rows(tasks, 20, seed=0)
+    sources = list_sources([open_codes(write_codes(tmp_path / "c", contents).uri)])
+    drawn = parts.sample_rows(sources, 20, seed=0)
     assert [len(set(rows.tolist())) for _, rows in drawn] == [18, 2]
-    assert all((rows < task.rows).all() for task, rows in drawn)
-    np.testing.assert_array_equal(drawn[0][1], parts.sample_rows(tasks, 20, seed=0)[0][1])
-    assert (drawn[0][1] != parts.sample_rows(tasks, 20, seed=1)[0][1]).any()
-    assert sum(len(rows) for _, rows in parts.sample_rows(tasks, 10_000, seed=0)) == 100
+    assert all((rows < source.rows).all() for source, rows in drawn)
+    np.testing.assert_array_equal(drawn[0][1], parts.sample_rows(sources, 20, seed=0)[0][1])
+    assert (drawn[0][1] != parts.sample_rows(sources, 20, seed=1)[0][1]).any()
+    assert sum(len(rows) for _, rows in parts.sample_rows(sources, 10_000, seed=0)) == 100

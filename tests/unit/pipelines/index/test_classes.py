@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from pipelines.artifacts.facts import IndexMeta
-from pipelines.artifacts.manifest import Manifest, Part, manifest_digest
-from pipelines.artifacts.parquet import parquet_bytes
+from pipelines.artifacts.manifest import Manifest, manifest_digest
 from pipelines.artifacts.versions import open_current
 from pipelines.encode.codes import open_codes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, WorkFailed
 from pipelines.index.build import build_index
-from pipelines.index.parts import PartTask
+from pipelines.index.keys import keys_bytes, keys_of_codes
+from pipelines.index.layout import keys_name
 from pipelines.index.publish import rollback_index
-from pipelines.index.reader import keys_name, keys_schema, open_index
+from pipelines.index.reader import open_index
 from pipelines.index.update import add_codes, compact_index, remove_rows
 from pipelines.search.search import search
 from pipelines.storage import canonical_json
@@ -84,13 +84,9 @@ def test_codes_of_one_class_list_keep_the_bytes_that_they_had(tmp_path: Path) ->
     with open_index(index) as reader:
         for ordinal, uri in enumerate(pair):
             codes = open_codes(uri)
-            schema = keys_schema(64)
-            plain = codes.read(codes.shards[0]).select(schema.names).cast(schema)
-            assert reader.artifact.read(reader.part(keys_name(ordinal))) == parquet_bytes(plain)
+            plain = keys_of_codes(codes.read(codes.shards[0]), ordinal, 64, False)
+            assert reader.artifact.read(reader.part(keys_name(ordinal))) == keys_bytes(plain)
     assert open_current(index).facts(IndexMeta).classes == FIRST
-    part = Part(path="parts/a-0.parquet", bytes=1, sha256="c" * 64, rows=1)
-    task = PartTask(7, "a.tar", "d" * 64, "codes", "e" * 64, (part,), 64, False, later=True)
-    assert task.receipt(None) == "part-000007-16be1612ab0b2c6f"
 
 
 def test_what_was_built_stays_as_it_is_when_classes_come_behind_it(tmp_path: Path) -> None:
@@ -148,7 +144,7 @@ def test_a_killed_build_of_several_lists_resumes_to_the_same_index(tmp_path: Pat
     pair = [codes_of(tmp_path, "one", FIRST), codes_of(tmp_path, "other", LISTS["superset"])]
     whole = build(pair, tmp_path / "whole")
     pool = InlinePool()
-    pool.fatal = lambda task: task.ordinal == 1
+    pool.fatal = lambda task: task.number == 1
     with pytest.raises(WorkFailed, match="run again to resume"):
         build_index(pair, str(tmp_path / "killed"), FLAT, pool=pool)
     assert open_current(build(pair, tmp_path / "killed")).digest == open_current(whole).digest

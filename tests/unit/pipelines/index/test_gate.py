@@ -17,6 +17,7 @@ from pipelines.index import gate
 from pipelines.index.build import build_index
 from pipelines.index.gate import probe_index
 from pipelines.index.kinds.flat import FlatKind, FlatSearcher
+from pipelines.index.layout import IndexedPart
 from pipelines.index.reader import IndexReader, open_index
 from pipelines.search.search import search
 from pipelines.storage import Store
@@ -44,9 +45,9 @@ def test_the_recalls_are_those_of_a_scan(tmp_path: Path) -> None:
     index = build(tmp_path, *IVF, "index.gate.min_recall=0", "index.gate.min_recall_within=0")["uri"]
     with open_index(index) as reader:
         figures = probe_index(reader, gate_settings, seed=3)
-        codes = np.concatenate([all_codes(reader, shard.ordinal) for shard in reader.filled()])
+        codes = np.concatenate([all_codes(reader, part) for part in reader.searched()])
         distances, _ = reader.search(codes, 7)
-        parts = [reader.open_part(shard) for shard in reader.filled()]
+        parts = [reader.open_part(part) for part in reader.searched()]
         found = sum(int(part.range_search(codes, 20)[0][-1]) for part in parts)
     exact = hamming_distances(codes, codes)
     kth = np.sort(exact, axis=1)[:, 6:7]
@@ -57,8 +58,8 @@ def test_the_recalls_are_those_of_a_scan(tmp_path: Path) -> None:
     assert 0 < figures.p50_ms <= figures.p99_ms
 
 
-def all_codes(reader: IndexReader, ordinal: int) -> Any:
-    return np.array([list(code) for code in reader.read_keys(ordinal)["code"].to_pylist()], np.uint8)
+def all_codes(reader: IndexReader, part: IndexedPart) -> Any:
+    return np.array([list(code) for code in reader.read_keys(part, ["code"])["code"].to_pylist()], np.uint8)
 
 
 def test_what_is_below_a_threshold_is_refused_with_the_figures(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_the_predicted_bytes_are_those_that_are_built(
         for n, size in enumerate(sizes)
     }
     uri = write_codes(tmp_path / "codes", contents).uri
-    config = settings("index.gate.min_self_recall=0", "index.gate.min_recall=0", "index.nprobe=4")
+    config = settings("index.part_codes=1", "index.gate.min_self_recall=0", "index.gate.min_recall=0", "index.nprobe=4")
     sample = np.concatenate([rows.codes for rows in contents.values()])
     sample = sample[np.random.default_rng(0).permutation(len(sample))]
     predictions = predict_kinds(sample, sizes, config)
@@ -165,7 +165,9 @@ def test_auto_makes_what_the_chosen_kind_makes_by_name(tmp_path: Path, pool: Inl
     uri = some_codes(tmp_path)
     auto = build_index([uri], str(tmp_path / "auto"), settings(), pool=pool).as_json()
     table = capsys.readouterr().err
-    assert all(kind in table for kind in kind_names()) and "180 codes in 3 parts" in table and "recall@10" in table
+    assert (
+        all(kind in table for kind in kind_names()) and "180 codes in 1 part; of 180" in table and "recall@10" in table
+    )
     named = build_index([uri], str(tmp_path / "named"), settings("index.kind=flat"), pool=pool).as_json()
     assert (auto["kind"], auto["digest"]) == ("flat", named["digest"])
     assert auto["why"].startswith("flat is exact") and {entry["kind"] for entry in auto["kinds"]} == set(kind_names())

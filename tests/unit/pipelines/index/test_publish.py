@@ -138,7 +138,7 @@ def test_parts_that_gc_takes_from_a_change_are_not_published(
     assert search(index, FLAT, keys=["more/0/00001"], k=1).results[0]["neighbours"][0]["distance"] == 0
 
 
-@pytest.mark.parametrize("name", ["keys-000002", "ordinals"])
+@pytest.mark.parametrize("name", ["keys-000000", "ordinals"])
 def test_parts_that_gc_takes_while_a_version_is_published_are_told(
     tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -187,7 +187,7 @@ def test_info_tells_what_the_versions_hold(tmp_path: Path, index: str) -> None:
     ]
     assert rows == [
         (5, 3, 79, 1, 4, 4),
-        (4, 4, 59, 1, 3, 4),
+        (4, 4, 59, 21, 3, 4),
         (3, 3, 79, 1, 4, 4),
         (2, 2, 59, 1, 3, 3),
         (1, 1, 60, 0, 3, 3),

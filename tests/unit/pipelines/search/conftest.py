@@ -15,7 +15,7 @@ from tests.support.codes import class_codes, simple_rows, write_codes
 from tests.support.inline import InlinePool
 from tests.support.pictures import picture
 
-CONFIG = Config(index=IndexSettings(workers=1), search=SearchSettings(k=4))
+CONFIG = Config(index=IndexSettings(workers=1, part_codes=1), search=SearchSettings(k=4))
 
 
 @pytest.fixture

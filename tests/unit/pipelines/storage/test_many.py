@@ -17,7 +17,7 @@ from pipelines.config.settings import Config
 from pipelines.encode.codes import open_codes
 from pipelines.encode.receipts import read_whole_receipts
 from pipelines.errors import DamagedArtifact
-from pipelines.index.parts import PartTask
+from pipelines.index.parts import ShardSource
 from pipelines.shards.shards import Shard, ShardSet
 from pipelines.storage import Store, map_in_order
 from pipelines.storage.local import LocalObjects
@@ -103,14 +103,14 @@ def test_looking_for_claimed_receipts_lists_once_and_reads_each(roots: dict[int,
     assert objects.asked == {"entries": 1, "read": FEW}
 
 
-def test_the_part_of_a_task_is_read_without_the_manifest(tmp_path: Path) -> None:
+def test_the_codes_of_a_shard_are_read_without_the_manifest(tmp_path: Path) -> None:
     """A manifest names every shard: read for each of them it would be quadratic."""
     entry = open_codes(write_codes(tmp_path / "codes", {"a.tar": simple_rows("a", 5)}).uri)
     (shard,) = entry.shards
-    task = PartTask(0, shard.name, shard.sha256, entry.artifact.uri, entry.artifact.digest, shard.parts, 64, False)
+    source = ShardSource(0, shard.name, shard.sha256, entry.artifact.uri, entry.artifact.digest, shard.parts, 64, False)
     for name in ("manifest.json", "receipts", "identity.json"):
         (tmp_path / "codes" / name).rename(tmp_path / name)
-    assert task.table().num_rows == 5
+    assert source.keys().num_rows == 5
 
 
 def test_a_shard_is_found_by_its_name_in_one_step(roots: dict[int, str]) -> None:

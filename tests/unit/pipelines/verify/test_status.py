@@ -224,7 +224,7 @@ def test_status_of_an_index(root: Path, tmp_path: Path, config: Config) -> None:
     out = str(tmp_path / "codes")
     encode(str(root / "shards"), str(root / "model"), out, config, pool=InlinePool())
     built = build_index(
-        [out], str(tmp_path / "index"), load_config(sets=["index.workers=1"]), pool=InlinePool()
+        [out], str(tmp_path / "index"), load_config(sets=["index.workers=1", "index.part_codes=1"]), pool=InlinePool()
     ).as_json()
     found = status(built["uri"]).as_json()
     assert (found["status"], found["kind"], found["version"], found["digest"]) == ("done", "index", 1, built["digest"])
