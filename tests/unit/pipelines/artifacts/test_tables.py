@@ -126,6 +126,20 @@ def test_rows_are_read_after_the_file_lost_its_name(tmp_path: Path) -> None:
     assert rows.read(3, 5).to_pylist() == numbered("a.tar", 5).to_pylist()[3:]
 
 
+def test_some_columns_of_some_row_groups_are_read(tmp_path: Path) -> None:
+    tables = [numbered("a.tar", 7), numbered("b.tar", 4)]
+    rows = rows_of(tmp_path / "rows", parquet_groups(SHARD_INDEX, tables, 3))
+    assert rows.least("row") == [0, 3, 6, 0, 3]
+    whole = pa.concat_tables(tables).select(["key", "labels"]).to_pylist()
+    assert rows.read_groups([1, 4], ["key", "labels"]).to_pylist() == [*whole[3:6], *whole[10:]]
+
+
+def test_row_groups_that_do_not_say_their_least_value_are_damage(tmp_path: Path) -> None:
+    pq.write_table(numbered("a.tar", 7), tmp_path / "plain", write_statistics=False)
+    with pytest.raises(DamagedArtifact, match="here has no statistics of row"):
+        rows_of(tmp_path / "rows", (tmp_path / "plain").read_bytes()).least("row")
+
+
 def test_tables_share_no_row_group() -> None:
     data = parquet_groups(SHARD_INDEX, (numbered(name, 5) for name in ("a.tar", "b.tar")), 3)
     metadata = pq.read_metadata(io.BytesIO(data))
