@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.artifacts.tables import parquet_groups, table_of
+from pipelines.artifacts.parquet import parquet_groups, table_of
 from pipelines.errors import DamagedArtifact
 from pipelines.index.keys import KEY_GROUP_ROWS, KeyTable, keys_bytes
 from pipelines.index.layout import index_id, keys_schema
