@@ -24,19 +24,8 @@ INFRA = ROOT / "infra"
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 RAYJOB = yaml.safe_load((INFRA / "rayjob.yaml").read_text())
 PREFECT = yaml.safe_load((INFRA / "prefect.yaml").read_text())
-DOCKERFILE = (INFRA / "Dockerfile").read_text()
 LOCK = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)$", (ROOT / "requirements.lock").read_text(), re.M))
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-
-
-def instructions() -> list[tuple[str, str]]:
-    """(instruction, arguments) of the Dockerfile, continuation lines joined."""
-    text = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.M))
-    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in text.splitlines() if line.strip()]
-
-
-def arguments(name: str) -> list[str]:
-    return [rest for instruction, rest in instructions() if instruction == name]
 
 
 def strings(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -185,36 +174,6 @@ def test_the_rayjob_cleans_up_and_may_be_tried_again() -> None:
     assert spec["shutdownAfterJobFinishes"] is True and spec["backoffLimit"] >= 1
     groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
     assert all(isinstance(value, str) for group in groups for value in group["rayStartParams"].values())
-
-
-# ----------------------------------------------------------------------------------------------- Dockerfile
-
-
-def test_the_base_image_is_pinned_and_recent_enough() -> None:
-    (base,) = arguments("FROM")
-    match = re.fullmatch(r"python:3\.11\.(\d+)-slim-\w+", base)
-    assert match and int(match.group(1)) >= 14  # tarfile's filters could be bypassed before
-
-
-def test_what_the_dockerfile_copies_exists_and_is_not_ignored() -> None:
-    kept = {line[1:] for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"}
-    for rest in arguments("COPY"):
-        for source in rest.split()[:-1]:
-            if source != "README.md":  # written last, with the results
-                assert (ROOT / source).exists(), source
-            assert source in kept
-    assert not arguments("ADD")
-
-
-def test_the_image_installs_from_the_lock_and_runs_as_nobody_special() -> None:
-    install = next(rest for rest in arguments("RUN") if "pip install" in rest)
-    assert "-c requirements.lock" in install and "${EXTRA}" in install
-    assert "cpu|gpu" in install
-    assert arguments("USER") == ["1000:1000"]
-    last_run = max(place for place, (name, _) in enumerate(instructions()) if name == "RUN")
-    assert instructions().index(("USER", "1000:1000")) > last_run
-    assert any("PATH=/opt/venv/bin:$PATH" in rest for rest in arguments("ENV"))
-    assert "/opt/hhnet/entrypoint.sh" in arguments("ENTRYPOINT")[0]
 
 
 # -------------------------------------------------------------------------------------------------- scripts
