@@ -2,9 +2,9 @@
 # Start one role of the platform, or any other command. A role that others can reach refuses to start without its
 # secret: whoever reaches Ray's or Prefect's ports unauthenticated can run code.
 #
-#   entrypoint.sh prefect-server | ray-head ARGS... | ray-worker ARGS... | flow ARGS... | COMMAND ARGS...
+#   entrypoint.sh prefect-server | ray-head ARGS... | ray-worker ARGS... | flow ARGS... | client COMMAND | COMMAND
 #
-# ARGS are handed on to `ray start` and to `python -m flows.deploy`.
+# ARGS are handed on to `ray start` and to `python -m flows.deploy`. `client` gives its command the secrets of both.
 #
 # HHNET_BIND            address to listen on (default 127.0.0.1)
 # RAY_AUTH_TOKEN_PATH   file with Ray's token, the same on every node
@@ -71,21 +71,26 @@ ray_worker() { # listens on every address, wherever the head is
     exec ray start "$@" --block --disable-usage-stats --address "$RAY_HEAD"
 }
 
-# What talks to both servers as a client: the secrets become settings of this one process.
-flow() {
+# What talks to both servers: the secrets become settings of this one process.
+client() {
     if [[ -n "${PREFECT_AUTH_FILE:-}" ]]; then
         PREFECT_API_AUTH_STRING="$(secret PREFECT_AUTH_FILE "user:password of the Prefect server")"
         export PREFECT_API_AUTH_STRING
     fi
     [[ -z "${RAY_AUTH_TOKEN_PATH:-}" ]] || ray_token
-    exec python -m flows.deploy "$@"
+    exec "$@"
 }
 
 case "${1:-}" in
     prefect-server) prefect_server ;;
     ray-head) shift && ray_head "$@" ;;
     ray-worker) shift && ray_worker "$@" ;;
-    flow) shift && flow "$@" ;;
-    "") refuse "name a role (prefect-server, ray-head, ray-worker, flow) or a command" ;;
+    flow) shift && client python -m flows.deploy "$@" ;;
+    client)
+        shift
+        (($#)) || refuse "client needs a command that it is to start"
+        client "$@"
+        ;;
+    "") refuse "name a role (prefect-server, ray-head, ray-worker, flow, client) or a command" ;;
     *) exec "$@" ;;
 esac

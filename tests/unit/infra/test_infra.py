@@ -17,6 +17,7 @@ import yaml
 
 from flows import deploy
 from pipelines.cli.main import build_app
+from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 
 ROOT = Path(__file__).parents[3]
@@ -137,10 +138,28 @@ def test_what_compose_waits_for_has_a_health_check() -> None:
     services = COMPOSE["services"]
     for service in services.values():
         for name, condition in service.get("depends_on", {}).items():
-            assert condition == {"condition": "service_healthy"}
-            assert services[name]["healthcheck"]["test"][0] == "CMD"
+            if condition == {"condition": "service_completed_successfully"}:
+                assert services[name]["restart"] == "no", "what is waited for until it ends is not started again"
+            elif condition != {"condition": "service_started"}:
+                assert condition == {"condition": "service_healthy"}
+                assert services[name]["healthcheck"]["test"][0] == "CMD"
         assert set(service.get("secrets", ())) <= set(COMPOSE["secrets"])
         assert set(service["networks"]) <= set(COMPOSE["networks"])
+
+
+def test_the_run_of_compose_waits_for_a_filled_bucket_and_ends() -> None:
+    services = COMPOSE["services"]
+    for name in ("run", "flow"):
+        wanted = services[name]["depends_on"]
+        assert wanted["fill"] == {"condition": "service_completed_successfully"}
+        assert all(wanted[server] == {"condition": "service_healthy"} for server in ("prefect", "ray-head"))
+    assert services["fill"]["depends_on"]["seaweedfs"] == {"condition": "service_healthy"}
+    assert services["run"]["restart"] == "no" and services["flow"]["profiles"] == ["nightly"]
+    settings = load_config(ROOT / "examples" / "compose.toml", (), {})
+    filled = services["fill"]["command"][-1] + "/shards/"
+    assert settings.run.train and settings.run.query
+    shards = {settings.run.train, settings.run.query, *settings.run.database}
+    assert shards == {filled + part for part in ("train", "query", "database")}
 
 
 def test_pods_run_without_privileges() -> None:
@@ -228,6 +247,7 @@ def enter(fake_bin: Path, *arguments: str, **env: str) -> subprocess.CompletedPr
         ("ray-worker", {"RAY_HEAD": "ray-head:6379"}, "RAY_AUTH_TOKEN_PATH is not set"),
         ("ray-worker", {"RAY_HEAD": "127.0.0.1:6379"}, "RAY_AUTH_TOKEN_PATH is not set"),
         ("flow", {"PREFECT_AUTH_FILE": "/nonexistent"}, "cannot be read"),
+        ("client", {}, "client needs a command"),
     ],
 )
 def test_a_role_that_others_can_reach_refuses_to_start_without_its_secret(
@@ -246,6 +266,9 @@ def test_roles_start_with_their_secret(fake_bin: Path, secret: str) -> None:
     flow = enter(fake_bin, "flow", "--config", "a b.toml", PREFECT_AUTH_FILE=secret, RAY_AUTH_TOKEN_PATH=secret)
     assert "python -m flows.deploy --config a b.toml" in flow.stdout
     assert "mode=token" in flow.stdout and "client=hhnet:0123456789abcdef" in flow.stdout
+    words = ("client", "python", "-m", "pipelines", "run")
+    client = enter(fake_bin, *words, PREFECT_AUTH_FILE=secret, RAY_AUTH_TOKEN_PATH=secret)
+    assert "python -m pipelines run\n" in client.stdout and "client=hhnet:0123456789abcdef" in client.stdout
 
 
 def test_arguments_reach_ray_but_cannot_make_it_listen_elsewhere(fake_bin: Path, secret: str) -> None:
