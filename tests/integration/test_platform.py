@@ -13,13 +13,12 @@ import httpx
 import pytest
 import s3fs
 
-from tests.support.manifests import KUBERNETES, named, rendered
+from tests.support.manifests import KUBERNETES, POOL, named, rendered
 from tests.support.platform import COMPOSE, INFRA, Platform, platform_folder, run_once, started
 from tests.support.seaweed import seaweed
 
 pytestmark = pytest.mark.timeout(240)
 TRIAL = "overlays/kind"
-POOL = json.loads((KUBERNETES / "base" / "pool.json").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,10 @@
 """The manifests of infra/kubernetes as `kubectl kustomize` renders them, and what is in them."""
 
 import itertools
+import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +24,10 @@ KUBERNETES = Path(__file__).parents[2] / "infra" / "kubernetes"
 OVERLAYS = sorted(f"overlays/{folder.name}" for folder in (KUBERNETES / "overlays").iterdir())
 ROOTS = [*OVERLAYS, "jobs", "raycronjob"]
 """What can be applied; `raycronjob` stands for the overlay s3 with that component."""
+
+
+POOL: dict[str, Any] = json.loads((KUBERNETES / "base" / "pool.json").read_text())
+"""The template of Prefect's work pool."""
 
 
 @cache
@@ -85,6 +92,31 @@ def _templates(node: Any) -> Iterator[dict[str, Any]]:
             yield from itertools.chain.from_iterable(map(_templates, node.values()))
     elif isinstance(node, list):
         yield from itertools.chain.from_iterable(map(_templates, node))
+
+
+def flow_run() -> dict[str, Any]:
+    """The Job of a flow run, as the defaults of the work pool fill it in."""
+    given = {"name": "run", "command": "prefect flow-run execute", "labels": {"flow": "hhnet"}}
+    values = {name: variable.get("default") for name, variable in POOL["variables"]["properties"].items()} | given
+
+    def fill(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: fill(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [fill(each) for each in node]
+        whole = re.fullmatch(r"\{\{ (\w+) \}\}", node) if isinstance(node, str) else None
+        if whole:
+            return values[whole.group(1)]
+        return (
+            re.sub(r"\{\{ (\w+) \}\}", lambda found: str(values[found.group(1)]), node) if "{{" in str(node) else node
+        )
+
+    job = fill(POOL["job_configuration"]["job_manifest"])
+    assert isinstance(job, dict)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    container["args"] = shlex.split(container["args"])  # so does Prefect's worker, and with the environment:
+    container["env"] = [{"name": name, "value": value} for name, value in container["env"].items()]
+    return {**job, "metadata": {**job["metadata"], "name": "flow-run"}}
 
 
 def faults_of_call(words: list[str]) -> set[str]:

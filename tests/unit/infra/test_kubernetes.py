@@ -17,9 +17,11 @@ from pipelines.config.loading import load_config
 from tests.support.manifests import (
     KUBERNETES,
     OVERLAYS,
+    POOL,
     ROOTS,
     PodTemplate,
     faults_of_call,
+    flow_run,
     named,
     pod_templates,
     rendered,
@@ -28,7 +30,6 @@ from tests.support.manifests import (
 ROOT = KUBERNETES.parents[1]
 LOCK = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)$", (ROOT / "requirements.lock").read_text(), re.M))
 RELEASE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-POOL = json.loads((KUBERNETES / "base" / "pool.json").read_text())
 VERBS = {"ingest", "train", "encode", "encode-query", "index", "evaluate", "verify"}
 
 
@@ -36,31 +37,6 @@ def pods(root: str) -> list[PodTemplate]:
     """All Pods of a root, with those that Prefect's worker makes from the template of the work pool."""
     found = [pod for manifest in rendered(root) for pod in pod_templates(manifest)]
     return [*found, *pod_templates(flow_run())] if root.startswith("overlays/") else found
-
-
-def flow_run() -> dict[str, Any]:
-    """The Job of a flow run, as the defaults of the work pool fill it in."""
-    given = {"name": "run", "command": "prefect flow-run execute", "labels": {"flow": "hhnet"}}
-    values = {name: variable.get("default") for name, variable in POOL["variables"]["properties"].items()} | given
-
-    def fill(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: fill(value) for key, value in node.items()}
-        if isinstance(node, list):
-            return [fill(each) for each in node]
-        whole = re.fullmatch(r"\{\{ (\w+) \}\}", node) if isinstance(node, str) else None
-        if whole:
-            return values[whole.group(1)]
-        return (
-            re.sub(r"\{\{ (\w+) \}\}", lambda found: str(values[found.group(1)]), node) if "{{" in str(node) else node
-        )
-
-    job = fill(POOL["job_configuration"]["job_manifest"])
-    assert isinstance(job, dict)
-    (container,) = job["spec"]["template"]["spec"]["containers"]
-    container["args"] = shlex.split(container["args"])  # so does Prefect's worker, and with the environment:
-    container["env"] = [{"name": name, "value": value} for name, value in container["env"].items()]
-    return {**job, "metadata": {**job["metadata"], "name": "flow-run"}}
 
 
 # -------------------------------------------------------------------------------------------------- rights
@@ -231,6 +207,7 @@ def test_exits_that_would_come_again_are_not_tried_again() -> None:
     cron = named("raycronjob", "RayCronJob", "hhnet-verify")["spec"]["jobTemplate"]
     for spec in (*(each["spec"] for each in rendered("jobs")), cron):
         assert spec["backoffLimit"] == 0 and spec["clusterSelector"] == {"ray.io/cluster": "hhnet"}
+        assert spec["submissionMode"] == ("HTTPMode" if spec is cron else "K8sJobMode")  # any text is valid
         assert shlex.split(spec["entrypoint"])[1] == "retry"
 
 

@@ -5,6 +5,7 @@ their address and digest; without the internet their test is skipped and says so
 """
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from referencing import Registry, Resource
 
-from tests.support.manifests import OVERLAYS, ROOTS, named, pod_templates, rendered
+from tests.support.manifests import OVERLAYS, ROOTS, flow_run, named, pod_templates, rendered
 
 VERSION = "v1.37.0"
 KUBERAY = "https://raw.githubusercontent.com/ray-project/kuberay/v1.7.0/ray-operator/config/crd/bases/"
@@ -67,7 +68,7 @@ def test_kubernetes_knows_every_field(root: str) -> None:
         if manifest["kind"] not in CUSTOM:
             assert faults(validator(schema_file(manifest)), manifest) == [], manifest["metadata"]["name"]
             checked += 1
-        for pod in pod_templates(manifest):
+        for pod in (*pod_templates(manifest), *pod_templates(flow_run())):
             assert faults(validator("podtemplatespec-v1.json"), pod.template) == [], pod.owner
             checked += 1
     assert checked >= (20 if root != "jobs" else 7)
@@ -81,6 +82,52 @@ def test_an_unknown_field_and_a_wrong_type_are_found() -> None:
 
 
 # ------------------------------------------------------------------------------------------- custom resources
+
+JOB = {
+    *("entrypoint", "submissionMode", "clusterSelector.ray.io/cluster", "backoffLimit", "activeDeadlineSeconds"),
+    *("submitterConfig.backoffLimit", "submitterPodTemplate"),
+}
+GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "template"}
+FIELDS = {
+    "RayCluster": {
+        *("rayVersion", "authOptions.mode", "enableInTreeAutoscaling", "headGroupSpec.template"),
+        *("headGroupSpec.rayStartParams.num-cpus", "headGroupSpec.rayStartParams.dashboard-host"),
+        *(f"autoscalerOptions.{name}" for name in ("version", "idleTimeoutSeconds")),
+        *(f"autoscalerOptions.securityContext.{name}" for name in ("allowPrivilegeEscalation", "capabilities.drop")),
+        *(f"autoscalerOptions.resources.{part}.{of}" for part in ("requests", "limits") for of in ("cpu", "memory")),
+        "gcsFaultToleranceOptions.redisAddress",
+        *(f"gcsFaultToleranceOptions.redisPassword.valueFrom.secretKeyRef.{name}" for name in ("name", "key")),
+        *(f"workerGroupSpecs.{name}" for name in GROUP),
+    },
+    "RayJob": JOB,
+    "RayCronJob": {"schedule", "timeZone", *(f"jobTemplate.{name}" for name in JOB)},
+    "PodMonitor": {
+        "selector.matchLabels.ray.io/is-ray-node",
+        *(f"podMetricsEndpoints.{name}" for name in ("port", "interval")),
+        *(f"podMetricsEndpoints.relabelings.{name}" for name in ("sourceLabels", "targetLabel")),
+    },
+}
+"""What the manifests use of each custom resource, apart from Pods: another name is a mistake, or to be entered here."""
+
+
+def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """The dotted paths in a manifest, down to texts, numbers and templates of Pods."""
+    if isinstance(node, dict) and node and "containers" not in node.get("spec", ()):
+        for key, value in node.items():
+            yield from leaves(value, (*path, key))
+    elif isinstance(node, list):
+        for value in node:
+            yield from leaves(value, path)
+    elif node != {}:
+        yield ".".join(path)
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_custom_resources_use_known_fields_only(root: str) -> None:
+    for manifest in rendered(root):
+        if manifest["kind"] in CUSTOM:
+            unknown = set(leaves(manifest["spec"])) - FIELDS[manifest["kind"]]
+            assert unknown == set(), manifest["metadata"]["name"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
