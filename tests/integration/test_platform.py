@@ -26,7 +26,7 @@ def platform() -> Iterator[Platform]:
     with platform_folder() as found:
         (found.folder / "config").mkdir()
         settings = named(TRIAL, "ConfigMap", "hhnet-settings")["data"]["hhnet.toml"]
-        (found.folder / "config" / "hhnet.toml").write_text(settings.replace("/data", f"{found.folder}/data"))
+        (found.folder / "config" / "hhnet.toml").write_text(settings.replace('"/data', f'"{found.folder}/data'))
         yield found
 
 
@@ -149,13 +149,25 @@ def test_the_server_of_prefect_gets_the_work_pool_with_its_template(platform: Pl
     assert found["base_job_template"] == POOL
 
 
+def test_the_worker_of_prefect_is_called_by_flags_that_it_has(platform: Platform) -> None:
+    """It needs a cluster and prefect-kubernetes, so only its help is run."""
+    program, *words = container_of(named(TRIAL, "Deployment", "prefect-worker"))["command"]
+    done = run_in(platform, program, *words[:2], "--help", COLUMNS="200")
+    flags = {word for word in words if word.startswith("--")}
+    assert flags == {"--pool", "--type", "--with-healthcheck"}
+    assert flags <= set(re.findall(r"--[a-z-]+", done.stdout)), done.stdout
+
+
 def test_redis_reads_its_password_from_where_nobody_sees_it(platform: Platform, tmp_path: Path) -> None:
     container = container_of(named(TRIAL, "StatefulSet", "hhnet-redis"))
     stand_in = tmp_path / "redis-server"
-    stand_in.write_text('#!/bin/sh\necho "$@"\ncat\n')
+    stand_in.write_text('#!/bin/sh\necho "$$ $@"\ncat\n')
     stand_in.chmod(0o755)
-    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    done = subprocess.run(
-        container["command"], env=path | {"REDIS_PASSWORD": "0123"}, capture_output=True, text=True, check=True
+    process = subprocess.Popen(
+        container["command"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "REDIS_PASSWORD": "0123"},
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    assert done.stdout == "- --appendonly yes --dir /data\nrequirepass 0123\n"
+    out, _ = process.communicate(timeout=30)
+    assert out == f"{process.pid} - --appendonly yes --dir /data\nrequirepass 0123\n", "it gets the signals itself"

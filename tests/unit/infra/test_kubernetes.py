@@ -5,11 +5,11 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.server import api
 
 from pipelines import errors
 from pipelines.cluster import metrics
@@ -30,6 +30,7 @@ from tests.support.manifests import (
 ROOT = KUBERNETES.parents[1]
 LOCK = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)$", (ROOT / "requirements.lock").read_text(), re.M))
 RELEASE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+POLICY = "NetworkPolicy"
 VERBS = {"ingest", "train", "encode", "encode-query", "index", "evaluate", "verify"}
 
 
@@ -114,15 +115,12 @@ def selectors(node: Any) -> Iterator[dict[str, str]]:
 
 
 def test_nothing_is_open_but_what_a_policy_names() -> None:
-    policies = {each["metadata"]["name"]: each["spec"] for each in rendered("overlays/s3") if each["kind"] == KIND}
+    policies = {each["metadata"]["name"]: each["spec"] for each in rendered("overlays/s3") if each["kind"] == POLICY}
     assert policies["deny-all"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     ours = [pod.labels for pod in (*pods("overlays/s3"), *pods("jobs"))]
     for name, policy in policies.items():
         for labels in selectors(policy):
             assert any(labels.items() <= pod.items() for pod in ours), f"{name} selects nothing by {labels}"
-
-
-KIND = "NetworkPolicy"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +163,7 @@ def passes(source: str, target: str, port: int) -> bool:
 
 def lets(way: str, peers: str, own: dict[str, str], other: dict[str, str], port: int) -> bool:
     for policy in rendered("overlays/s3"):
-        if policy["kind"] != KIND or not matches(policy["spec"]["podSelector"], own):
+        if policy["kind"] != POLICY or not matches(policy["spec"]["podSelector"], own):
             continue
         for rule in policy["spec"].get(way, ()):
             ports = {each["port"] for each in rule.get("ports", ())}
@@ -299,8 +297,9 @@ def test_versions_of_images_and_ray_are_those_of_the_project(root: str) -> None:
 
 
 def test_the_template_of_the_work_pool_is_one_of_prefects_kubernetes_worker() -> None:
-    shipped = Path(api.__file__).parent / "collections_data" / "views" / "aggregate-worker-metadata.json"
-    worker = json.loads(shipped.read_text())["prefect-kubernetes"]["kubernetes"]
+    views = files("prefect") / "server" / "api" / "collections_data" / "views"
+    shipped = json.loads((views / "aggregate-worker-metadata.json").read_text())
+    worker = shipped["prefect-kubernetes"]["kubernetes"]
     theirs = worker["default_base_job_configuration"]
     assert set(POOL["job_configuration"]) <= set(theirs["job_configuration"])
     used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(POOL["job_configuration"])))

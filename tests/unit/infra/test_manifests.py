@@ -17,6 +17,7 @@ import pytest
 import requests
 import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.scripts.scripts import start
 from referencing import Registry, Resource
 
 from tests.support.manifests import OVERLAYS, ROOTS, flow_run, named, pod_templates, rendered
@@ -142,6 +143,14 @@ def test_rays_autoscaler_reads_the_groups_of_the_cluster(overlay: str) -> None:
         assert group["resources"]["CPU"] >= 1 and group["resources"]["memory"] > 2**30
         assert group["resources"].get("GPU", 0) == (1 if name == "gpu" else 0)
     assert cluster["spec"]["enableInTreeAutoscaling"] is True and read["idle_timeout_minutes"] == 5
+
+
+def test_rays_start_knows_every_parameter_that_kuberay_hands_on() -> None:
+    known = {flag for parameter in start.params for flag in parameter.opts}
+    spec = named("overlays/gpu", "RayCluster", "hhnet")["spec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        assert {f"--{name}" for name in group["rayStartParams"]} <= known
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
 
 
 def strict(schema: Any) -> Any:
