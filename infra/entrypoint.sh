@@ -2,14 +2,17 @@
 # Start one role of the platform, or any other command. A role that others can reach refuses to start without its
 # secret: whoever reaches Ray's or Prefect's ports unauthenticated can run code.
 #
-#   entrypoint.sh prefect-server | ray-head ARGS... | ray-worker ARGS... | flow ARGS... | COMMAND ARGS...
+#   entrypoint.sh prefect-server | ray-head ARGS... | ray-worker ARGS... | flow ARGS... | client COMMAND
+#   entrypoint.sh retry COMMAND | COMMAND
 #
-# ARGS are handed on to `ray start` and to `python -m flows.deploy`.
+# ARGS are handed on to `ray start` and to `python -m flows.deploy`. `client` gives its command the secrets of both, and
+# `retry` starts its command again after exit 3.
 #
 # HHNET_BIND            address to listen on (default 127.0.0.1)
 # RAY_AUTH_TOKEN_PATH   file with Ray's token, the same on every node
 # PREFECT_AUTH_FILE     file with `user:password` of the Prefect server
 # RAY_HEAD              host:port that a worker joins
+# HHNET_RETRY_AFTER     seconds before each further try of `retry` (default "30 120 480")
 set -euo pipefail
 
 readonly SHORTEST_SECRET=16
@@ -71,21 +74,37 @@ ray_worker() { # listens on every address, wherever the head is
     exec ray start "$@" --block --disable-usage-stats --address "$RAY_HEAD"
 }
 
-# What talks to both servers as a client: the secrets become settings of this one process.
-flow() {
+# What talks to both servers: the secrets become settings of this one process.
+client() {
     if [[ -n "${PREFECT_AUTH_FILE:-}" ]]; then
         PREFECT_API_AUTH_STRING="$(secret PREFECT_AUTH_FILE "user:password of the Prefect server")"
         export PREFECT_API_AUTH_STRING
     fi
     [[ -z "${RAY_AUTH_TOKEN_PATH:-}" ]] || ray_token
-    exec python -m flows.deploy "$@"
+    exec "$@"
+}
+
+# Exit 3 says that store or cluster are out of reach. Any other exit code would come again, or came from outside.
+retry() {
+    local pause status
+    for pause in ${HHNET_RETRY_AFTER-30 120 480} never; do
+        status=0
+        "$@" || status=$?
+        [[ "$status" == 3 && "$pause" != never ]] || exit "$status"
+        echo "entrypoint: store or cluster are out of reach (exit 3): the next try is in $pause s" >&2
+        sleep "$pause"
+    done
 }
 
 case "${1:-}" in
     prefect-server) prefect_server ;;
     ray-head) shift && ray_head "$@" ;;
     ray-worker) shift && ray_worker "$@" ;;
-    flow) shift && flow "$@" ;;
-    "") refuse "name a role (prefect-server, ray-head, ray-worker, flow) or a command" ;;
+    flow) shift && client python -m flows.deploy "$@" ;;
+    client | retry)
+        (($# > 1)) || refuse "$1 needs a command that it is to start"
+        "$@"
+        ;;
+    "") refuse "name a role (prefect-server, ray-head, ray-worker, flow, client, retry) or a command" ;;
     *) exec "$@" ;;
 esac

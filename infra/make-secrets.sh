@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Make the secrets that compose.yaml mounts, once: `infra/make-secrets.sh ~/.hhnet-secrets`. Existing ones are kept.
+# Make the secrets of compose.yaml and of kubernetes/, once: `infra/make-secrets.sh ~/.hhnet-secrets`. Existing ones are
+# kept.
 set -euo pipefail
 
 folder="${1:?usage: make-secrets.sh FOLDER}"
@@ -20,6 +21,7 @@ keep() { # keep NAME: stdin becomes the file unless it is there
 key="$(random)"
 secret="$(random)"
 random | keep ray_token
+random | keep redis_password
 printf 'hhnet:%s' "$(random)" | keep prefect_auth
 printf 'AWS_ACCESS_KEY_ID=%s\nAWS_SECRET_ACCESS_KEY=%s\n' "$key" "$secret" | keep s3.env
 # The clients' copy of the same keys, made from the file that counts.

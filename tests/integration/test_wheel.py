@@ -1,6 +1,8 @@
 """The sdist and its wheel, in an environment of their own that holds just the packages that they ask for."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -61,14 +63,20 @@ def needed(wheel: Path, extras: Sequence[str]) -> list[Distribution]:
     return list({one.name: one for one in found.values()}.values())
 
 
-def new_environment(folder: Path, wheel: Path, extras: Sequence[str]) -> Environment:
-    """Make an environment that has the wheel and, by links, what it asks for with these extras."""
+def linked_environment(folder: Path, packages: Sequence[Distribution]) -> Environment:
+    """Make an environment that has these packages by links."""
     venv.create(folder, symlinks=True)
     environment = Environment(folder)
-    for each in needed(wheel, extras):
+    for each in packages:
         for top in {file.parts[0] for file in each.files or ()} - {"..", "__pycache__"}:
             if not (environment.site / top).exists():
                 (environment.site / top).symlink_to(LIBRARIES / top)
+    return environment
+
+
+def new_environment(folder: Path, wheel: Path, extras: Sequence[str]) -> Environment:
+    """Make an environment that has the wheel and, by links, what it asks for with these extras."""
+    environment = linked_environment(folder, needed(wheel, extras))
     install(environment, wheel)
     return environment
 
@@ -188,6 +196,23 @@ def test_a_job_may_name_the_module_of_the_verbs(light: Environment, tmp_path: Pa
     for module in ("pipelines", "hhnet"):
         done = light.run("python", "-m", module, "--version", cwd=tmp_path)
         assert done.stdout.startswith("hhnet ") and done.returncode == 0, done.stderr
+
+
+def test_the_code_layer_of_the_image_builds_on_that_of_its_dependencies(wheel: Path, tmp_path: Path) -> None:
+    """The Dockerfile's own files and pip line, in an environment of what the image's extras ask for."""
+    dockerfile = re.sub(r"\\\n", " ", (ROOT / "infra" / "Dockerfile").read_text())
+    copied = {word for line in re.findall(r"^COPY (.*)", dockerfile, re.M) for word in line.split()[:-1]}
+    for name in copied:
+        (tmp_path / "opt" / name).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / "opt" / name)
+    build = [distribution(name) for name in ("hatchling", "pathspec", "pluggy", "packaging", "trove-classifiers")]
+    environment = linked_environment(tmp_path / "env", [*needed(wheel, ["flows", "cpu"]), *build])
+    (line,) = re.findall(r"^RUN /opt/venv/bin/pip (install .*)$", dockerfile, re.M)
+    pip = [sys.executable, "-m", "pip", "--python", str(environment.folder)]
+    subprocess.run([*pip, *shlex.split(line)], cwd=tmp_path / "opt", check=True, capture_output=True)
+    assert environment.run("hhnet", "--version", cwd=tmp_path).stdout.startswith("hhnet ")
+    deploy = environment.run("python", "-m", "flows.deploy", "--help", cwd=tmp_path)
+    assert deploy.returncode == 0 and "--cron" in deploy.stdout, deploy.stderr
 
 
 def test_type_checkers_see_an_editable_install(light: Environment, tmp_path: Path) -> None:

