@@ -376,6 +376,31 @@ class Receipt(Facts):
         return [*self.codes, *([self.rejects] if self.rejects else [])]
 
 
+class UnreadFile(Facts):
+    """A file of a source that could not be read: its path, and a reason of `SkipReason`."""
+
+    path: str
+    reason: str
+    detail: str = ""
+
+
+class TarReceipt(Facts):
+    """The receipt of a tar that an ingest wrote. It is deleted once the manifest is put, which lists all tars."""
+
+    part: Part | None
+    """The tar; None if no sample of it could be read."""
+    rows: Part | None
+    """The tar's rows of the shard index."""
+    stamps: str
+    """Digest of the stamps of its samples, "" if one has none."""
+    unread: tuple[UnreadFile, ...] = ()
+
+    @property
+    def parts(self) -> list[Part]:
+        """The tar and its rows."""
+        return [part for part in (self.part, self.rows) if part]
+
+
 class QuantizerReceipt(Facts):
     """The receipt of the quantizer that all parts of an index share."""
 

@@ -375,3 +375,15 @@ def require_shared_store(store: Store, config: Config) -> None:
             f"{store.uri} is a local path and the Ray cluster has {nodes} nodes: write to s3://, or set "
             "store.shared=true if it is a network file system"
         )
+
+
+def require_shared_source(source: str, config: Config) -> None:
+    """Raise UsageError for a local SOURCE on a cluster of several nodes, unless store.shared is set."""
+    import ray
+
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    if nodes > 1 and not config.store.shared:
+        raise UsageError(
+            f"{source} is a local path and the Ray cluster has {nodes} nodes: set store.shared=true if each of them "
+            "sees it there, or ingest.workers=0 to ingest in this process"
+        )

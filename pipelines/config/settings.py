@@ -122,7 +122,7 @@ class GpuPlacedSettings(PlacedSettings):
     """GPU model by Ray's name, such as A100; unset = any."""
 
 
-class IngestSettings(Section):
+class IngestSettings(PlacedSettings):
     """Settings of writing shards."""
 
     samples_per_shard: Annotated[int, ChangesResult("shards")] = Field(1000, ge=1, le=1_000_000)
@@ -133,6 +133,9 @@ class IngestSettings(Section):
     """Prefix of the tars' file names; with a split, each part uses its own name instead."""
     skip_budget: float = Field(0.01, ge=0, le=1)
     """Largest share of images that may be unreadable or missing before the run ends degraded (exit 4)."""
+    workers: int | None = Field(None, ge=0, le=4096)
+    """Processes on Ray that write shards; 0 = this process alone; unset = one per CPU, or this process alone for a
+    source of fewer than 20,000 images."""
 
 
 class DataSettings(Section):

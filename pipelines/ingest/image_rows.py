@@ -1,6 +1,7 @@
 """Images in the rows of Parquet tables, as on the Hugging Face Hub: read once and kept in a scratch file."""
 
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
@@ -8,7 +9,8 @@ from typing import IO, Any, Generic, TypeVar
 from pipelines.ingest.path_resolver import PathResolver
 from pipelines.ingest.skips import SkipReason
 from pipelines.ingest.sources import Listing, find_unfit_reason
-from pipelines.shards.folders import folder_reader
+from pipelines.ingest.zips import content_stamp
+from pipelines.shards.folders import FolderReader
 
 R = TypeVar("R")
 
@@ -31,44 +33,47 @@ class ImageRows(Generic[R]):
     """
 
     def __init__(self, spool: IO[bytes], root: Path) -> None:
-        self._spool, self._places, self._read_file = spool, PathResolver(root), folder_reader(root)
+        self._spool, self._places, self._read_file = spool, PathResolver(root), FolderReader(str(root))
         self._rows: list[tuple[R, str, str | None, int, int, str]] = []
         self._held: dict[str, tuple[int, int]] = {}
+        self._sums: list[int] = []
 
     def add(self, image: Any, row: R, number: str) -> None:
         """Keep the image of a row. `number` becomes its name if its path cannot be."""
         path = image.get("path") if isinstance(image, dict) else None
         data = image.get("bytes") if isinstance(image, dict) else image
         start, size = self._spool.tell(), -1 if data is None else self._spool.write(data)
+        self._sums.append(zlib.crc32(data or b""))
         self._rows.append((row, number, path, start, size, _suffix(data or b"", path)))
 
-    def named(self, listing: Listing) -> Iterator[tuple[str, R]]:
-        """Yield each row with the name of its image below the source; skip in `listing` those that are no samples."""
+    def named(self, listing: Listing) -> Iterator[tuple[str, str, R]]:
+        """Yield name below the source and stamp of each image, and its row; skip those that are no samples."""
         paths = [path.replace("\\", "/") if path else "" for _, _, path, *_ in self._rows]
         by_path = len(set(paths)) == len(paths) and all(map(_is_name, paths))
         self._spool.flush()
-        for (row, number, path, start, size, suffix), own in zip(self._rows, paths, strict=True):
-            name = own if by_path else number + suffix
+        for (row, number, path, start, size, suffix), own, crc in zip(self._rows, paths, self._sums, strict=True):
+            name, stamp = own if by_path else number + suffix, content_stamp(size, crc)
             if size < 0:
                 place = self._places.find(path) if path else SkipReason.MISSING
                 if isinstance(place, SkipReason):
                     listing.skip(path or number, place)
                     continue
-                name, size = place
+                name, size, stamp = place
             else:
                 self._held[name] = (start, size)
             if reason := find_unfit_reason(name, size, listing.limits.file_bytes):
                 listing.skip(name, reason)
             else:
-                yield name, row
+                yield name, stamp, row
         self._rows.clear()
+        self._sums.clear()
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, stamp: str = "", /) -> bytes:
         """Return the bytes of an image by its name; threads may share it."""
         if name in self._held:
             start, size = self._held[name]
             return os.pread(self._spool.fileno(), size, start)
-        return self._read_file(name)
+        return self._read_file(name, stamp)
 
 
 def _suffix(data: bytes, path: str | None) -> str:

@@ -6,12 +6,22 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 from pipelines.ingest.skips import SkipReason
 from pipelines.shards.containers import SUFFIXES
+from pipelines.shards.folders import stamp_of
 
 PATHS_TRIED = 1000
 """Number of paths, evenly taken from those not found, on which leading folders are tried."""
+
+
+class FileAt(NamedTuple):
+    """A file below the root: its path there, its size and its stamp."""
+
+    path: str
+    size: int
+    stamp: str
 
 
 class PathResolver:
@@ -27,8 +37,8 @@ class PathResolver:
         self._folder = folder.rstrip("/") + "/"
         self._starts = tuple({self._folder, os.path.realpath(folder).rstrip("/") + "/"})
 
-    def find(self, name: str, foreign: Sequence[str] = ()) -> tuple[str, int] | SkipReason:
-        """Return the path of a file below the root and its size, or the reason to skip it.
+    def find(self, name: str, foreign: Sequence[str] = ()) -> FileAt | SkipReason:
+        """Return the file below the root that a path means, or the reason to skip it.
 
         `foreign` are leading folders of `name` on another machine; they are left out.
         """
@@ -46,16 +56,16 @@ class PathResolver:
                 return found
         return reason
 
-    def _plain_file(self, path: str) -> tuple[str, int] | SkipReason | None:
+    def _plain_file(self, path: str) -> FileAt | SkipReason | None:
         try:
             found = os.stat(self._folder + path)  # noqa: PTH116 - a Path per file is slow
         except ValueError:  # a NUL
             return SkipReason.UNSAFE_NAME
         except OSError:
             return None
-        return (path, found.st_size) if stat.S_ISREG(found.st_mode) else SkipReason.SPECIAL
+        return FileAt(path, found.st_size, stamp_of(found)) if stat.S_ISREG(found.st_mode) else SkipReason.SPECIAL
 
-    def _with_suffix(self, path: str) -> tuple[str, int] | SkipReason | None:
+    def _with_suffix(self, path: str) -> FileAt | SkipReason | None:
         """Return the only file named `path` plus the suffix of an image, or None. Lists of ids name files like that."""
         if os.path.splitext(path)[1].lower() in SUFFIXES:  # noqa: PTH122 - a Path per file is slow
             return None

@@ -32,6 +32,8 @@ class SkipReason(StrEnum):
     """The data set has no label for the picture, and the protocol leaves such pictures out."""
 
 
+RETRYABLE = frozenset({SkipReason.UNREADABLE})
+"""Reasons that may go away: a run that lost too many pictures is given again, and then these are read again."""
 NO_LOSS = frozenset(
     {SkipReason.HIDDEN, SkipReason.WRONG_SUFFIX, SkipReason.STRAY, SkipReason.REPLACED, SkipReason.NO_LABEL}
 )

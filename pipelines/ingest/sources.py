@@ -16,7 +16,7 @@ import os
 import stat
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,9 +36,9 @@ from pipelines.ingest.layout import (
     wrapping_folders,
 )
 from pipelines.ingest.skips import NO_LOSS, SkipReason
-from pipelines.ingest.zips import list_guessed_names, list_zip, open_zip, zip_reader
+from pipelines.ingest.zips import SomeMembers, content_stamp, list_guessed_names, list_zip, open_zip, zip_reader
 from pipelines.shards.containers import SUFFIXES
-from pipelines.shards.folders import Found, folder_reader, is_hidden, walk_folder
+from pipelines.shards.folders import FolderReader, Found, Read, is_hidden, walk_folder
 from pipelines.shards.tar import MAX_NAME_BYTES, TarDamaged, TarEntry, TarLimits, read_tar
 from pipelines.storage import scratch_folder
 
@@ -71,6 +71,8 @@ class SourceImage:
     labels: tuple[str, ...]
     metadata: Mapping[str, Any] | None = None
     group: str | None = None
+    stamp: str = ""
+    """Changes when the bytes do, see `Found`; "" is an image that has none."""
 
 
 @dataclass
@@ -120,6 +122,13 @@ class Listing:
                 self.first_lost = self.first_lost or named
         self.bound(0)
 
+    def skip_unnamed(self, reason: SkipReason, number: int) -> None:
+        """Record that `number` more files were skipped, whose names are not known any more."""
+        self.skipped += number
+        self.reasons[str(reason)] += number
+        if reason not in NO_LOSS:
+            self.losses[str(reason)] += number
+
     @property
     def skipped_suffixes(self) -> dict[str, int]:
         """Number of skipped files for each suffix that no picture has, the most frequent first."""
@@ -138,7 +147,7 @@ class Listing:
     def require_budget(self, samples: int, budget: float, allow_degraded: bool) -> bool:
         """Tell whether more than the share `budget` of the pictures is lost. Raises Degraded if that is not allowed."""
         lost = self.losses.total()
-        if lost <= budget * (samples + lost):
+        if not self.exceeds_budget(samples, budget):
             return False
         if not allow_degraded:
             raise Degraded(
@@ -147,6 +156,11 @@ class Listing:
                 "without them"
             )
         return True
+
+    def exceeds_budget(self, samples: int, budget: float, more: int = 0) -> bool:
+        """Tell whether more than the share `budget` of the pictures is lost, of which `more` are not skipped yet."""
+        lost = self.losses.total() + more
+        return lost > budget * (samples + lost)
 
     def why_skipped(self) -> str:
         """Describe the skipped files: reasons with counts, the suffixes that no picture has, and the first file."""
@@ -182,16 +196,19 @@ def _counted(
 class Source:
     """An opened source. `read` returns all bytes of the file at an entry's path; threads may share it.
 
+    `remote` returns a reader of some paths for other processes; it is unset if the bytes lie in a scratch file.
+
     For the data set of a protocol, `files` has the sha256 of each file with labels or parts, by its name. `searched`
     are the parts that form the database, if the data set names them itself.
     """
 
     listing: Listing
-    read: Callable[[str], bytes]
+    read: Read
     files: Mapping[str, str] = field(default_factory=dict)
     searched: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     """Arrow types of the metadata columns of a table."""
+    remote: Callable[[Sequence[str]], Read] | None = None
 
 
 @contextmanager
@@ -201,11 +218,12 @@ def open_source(path: Path, layout: Layout | None = None, limits: SourceLimits =
     files = _Files(listing)
     if path.is_dir():
         files.meet_all(walk_folder(path))
-        yield files.source(layout, folder_reader(path))
+        read = FolderReader(str(path.absolute()))
+        yield files.source(layout, read, sendable(read))
     elif path.name.lower().endswith(_TAR_SUFFIXES):
         with scratch_folder() as scratch, (scratch / "spool").open("w+b") as spool:
             files.meet_all(_spool_tar(path, spool, limits.file_bytes))
-            yield files.source(layout, _spool_reader(spool, files.places), _stem(path))
+            yield files.source(layout, _spool_reader(spool, files.places), None, _stem(path))
     elif path.name.lower().endswith(".zip"):
         with open_zip(path) as archive:
             files.meet_all(list_zip(archive))
@@ -216,7 +234,12 @@ def open_source(path: Path, layout: Layout | None = None, limits: SourceLimits =
                     f"({make_printable(guessed[0])}): if that is wrong, unpack the zip with its encoding and "
                     "ingest the folder"
                 )
-            yield files.source(layout, zip_reader(archive, files.places), _stem(path))
+            where = str(path.absolute())
+
+            def remote(paths: Sequence[str]) -> Read:
+                return SomeMembers(where, {path: files.places[path] for path in paths})
+
+            yield files.source(layout, zip_reader(archive, files.places), remote, _stem(path))
     elif not path.exists():
         raise InputError(f"{path} does not exist: SOURCE is a folder, zip or tar of class folders, or a table")
     else:
@@ -243,6 +266,7 @@ class _Files:
     def __init__(self, listing: Listing) -> None:
         self.listing = listing
         self.places: dict[str, Any] = {}
+        self.stamps: dict[str, str] = {}
         self._beside: set[str] = set()
         self._folders = 0
         self._statistics = False
@@ -271,7 +295,7 @@ class _Files:
         if reason is not SkipReason.HIDDEN:
             self._share(path)
         if reason is None:
-            self.places[path] = found.place
+            self.places[path], self.stamps[path] = found.place, found.stamp
         elif found.kind == "file" and reason is SkipReason.WRONG_SUFFIX and _stands_beside(path, found.size):
             self.places[path] = found.place
             self._beside.add(path)
@@ -285,7 +309,13 @@ class _Files:
         while not path.startswith(self._common):
             self._common = self._common[: self._common.rfind("/", 0, -1) + 1]
 
-    def source(self, layout: Layout, read: Callable[[str], bytes], archive: str | None = None) -> Source:
+    def source(
+        self,
+        layout: Layout,
+        read: Read,
+        remote: Callable[[Sequence[str]], Read] | None,
+        archive: str | None = None,
+    ) -> Source:
         """Make samples of the pictures. For an `archive` (its name), paths leave out folders that wrap everything."""
         pictures = [path for path in self.places if path not in self._beside]
         wrapper = wrapping_folders(self._common or "", pictures, layout.depth, archive) if archive else ""
@@ -300,9 +330,7 @@ class _Files:
         found = place_pictures(paths, layout, self.listing.where, numbered)
         self.listing.notes += map(make_printable, found.notes)
 
-        def read_below(path: str) -> bytes:
-            return read(wrapper + path)
-
+        read_below = _Below(read, wrapper)
         strays = found.labels.count(None)
         used: set[str] = set()
         for path, labels in zip(paths, found.labels, strict=True):
@@ -310,10 +338,32 @@ class _Files:
                 self.listing.skip(path, SkipReason.STRAY, loss=2 * strays > len(paths))
             else:
                 facts = read_beside_picture(path, beside, used, read_below) if numbered else None
-                self.listing.add(SourceImage(path, tuple(map(make_printable, labels)), facts))
+                stamp = self.stamps[wrapper + path]
+                self.listing.add(SourceImage(path, tuple(map(make_printable, labels)), facts, None, stamp))
         for path in sorted(beside - used):
             self.listing.skip(path, SkipReason.WRONG_SUFFIX)
-        return Source(self.listing, read_below if wrapper else read)
+        if remote is None or not wrapper:
+            return Source(self.listing, read_below if wrapper else read, remote=remote)
+        whole = remote
+        return Source(
+            self.listing, read_below, remote=lambda some: _Below(whole([wrapper + path for path in some]), wrapper)
+        )
+
+
+@dataclass(frozen=True)
+class _Below:
+    """Reads the files below the folders that wrap everything."""
+
+    read: Read
+    wrapper: str
+
+    def __call__(self, path: str, stamp: str = "", /) -> bytes:
+        return self.read(self.wrapper + path, stamp)
+
+
+def sendable(read: Read) -> Callable[[Sequence[str]], Read] | None:
+    """Return the `remote` of a source that is read by `read`: the same reader, if another process can have it."""
+    return (lambda _: read) if isinstance(read, FolderReader) else None
 
 
 def _refusal(path: str, found: Found, limit: int) -> SkipReason | None:
@@ -368,7 +418,7 @@ def check_relative_path(name: str) -> tuple[str, str | None]:
 
 def _spool_tar(path: Path, spool: IO[bytes], file_bytes: int) -> Iterator[Found]:
     """Stream a tar once and append its pictures to `spool`; the place of each is (offset, size) there."""
-    held: dict[str, tuple[int, int]] = {}
+    held: dict[str, Found] = {}
     """Targets of hard links, also hidden pictures: a tar holds the bytes of linked files only once."""
     try:
         with _open_tar(path) as stream:
@@ -376,14 +426,15 @@ def _spool_tar(path: Path, spool: IO[bytes], file_bytes: int) -> Iterator[Found]
                 name = check_relative_path(entry.name)[0]
                 found = Found(entry.name, entry.size, entry.kind)
                 if content is not None:
-                    found = found._replace(place=(spool.tell(), len(content)))
+                    place = (spool.tell(), len(content))
+                    found = found._replace(place=place, stamp=content_stamp(len(content), zlib.crc32(content)))
                     spool.write(content)
                 elif linked := held.get(check_relative_path(entry.target)[0]):
-                    found = Found(entry.name, linked[1], place=linked)
+                    found = Found(entry.name, linked.size, place=linked.place, stamp=linked.stamp)
                 elif entry.target:
                     found = found._replace(detail=f"no picture before it is called {entry.target}")
                 if found.place:
-                    held[name] = found.place
+                    held[name] = found
                 elif found.kind != "folder":
                     # A later entry replaces the earlier one, so hard links must no longer find that.
                     held.pop(name, None)
@@ -417,10 +468,10 @@ def _open_tar(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _spool_reader(spool: IO[bytes], places: Mapping[str, tuple[int, int]]) -> Callable[[str], bytes]:
+def _spool_reader(spool: IO[bytes], places: Mapping[str, tuple[int, int]]) -> Read:
     descriptor = spool.fileno()
 
-    def read(path: str) -> bytes:
+    def read(path: str, _stamp: str = "", /) -> bytes:
         offset, size = places[path]
         # pread, since threads share the descriptor and must not move each other's position.
         return os.pread(descriptor, size, offset)

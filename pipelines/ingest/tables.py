@@ -5,7 +5,7 @@ Every cell of a CSV is the text in the file; a Parquet column keeps its type.
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,10 +30,10 @@ from pipelines.ingest.columns import (
 )
 from pipelines.ingest.csv_rows import read_csv
 from pipelines.ingest.image_rows import ImageRows
-from pipelines.ingest.path_resolver import PathResolver
+from pipelines.ingest.path_resolver import FileAt, PathResolver
 from pipelines.ingest.skips import SkipReason
-from pipelines.ingest.sources import Listing, Source, SourceImage, find_unfit_reason
-from pipelines.shards.folders import folder_reader
+from pipelines.ingest.sources import Listing, Source, SourceImage, find_unfit_reason, sendable
+from pipelines.shards.folders import FolderReader, Read
 from pipelines.storage import scratch_folder
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -98,6 +98,8 @@ class _Found:
     """Types of the metadata columns."""
     rows: dict[str, TableRow] = field(default_factory=dict)
     """The first row of each file."""
+    stamps: dict[str, str] = field(default_factory=dict)
+    """The stamp of each file."""
     other_metadata: int = 0
     label_columns: int = 0
 
@@ -129,12 +131,14 @@ class _Found:
         if self.label_columns > 1 and {name for row in self.rows.values() for name in row.labels} <= {*YES, *NO}:
             self.note("the label columns say only yes and no: --multi-hot takes the names of the columns as labels")
         for path, row in self.rows.items():
-            self.listing.add(SourceImage(path, row.labels, row.metadata, row.group))
+            self.listing.add(SourceImage(path, row.labels, row.metadata, row.group, self.stamps[path]))
         self.rows.clear()
+        self.stamps.clear()
 
-    def source(self, reader: Callable[[str], bytes]) -> Source:
+    def source(self, read: Read) -> Source:
         """Return the opened source."""
-        return Source(self.listing, reader, columns={name: str(kind) for name, kind in sorted(self.kinds.items())})
+        columns = {name: str(kind) for name, kind in sorted(self.kinds.items())}
+        return Source(self.listing, read, columns=columns, remote=sendable(read))
 
 
 def find_tables(path: Path, is_folder: bool) -> list[Path]:
@@ -186,14 +190,14 @@ def open_table(
     found = _Found(Listing(str(path), limits=limits))
     if path.suffix.lower() != ".parquet" and tables == [path]:
         _list_paths(path, root, columns.path, _csv_rows(path, columns, encoding, found), found)
-        yield found.source(folder_reader(root or path.parent))
+        yield found.source(FolderReader(str(root or path.parent)))
         return
     if encoding is not None:
         raise InputError(f"{path}: --encoding is for a CSV: a Parquet file is UTF-8")
     first = _ParquetTable(tables[0], columns, limits.reading_bytes)
     if not first.with_images:
         _list_paths(path, root, columns.path, first.rows(found), found)
-        yield found.source(folder_reader(root or path.parent))
+        yield found.source(FolderReader(str(root or path.parent)))
         return
     base = path.parent if tables == [path] else path
     splits = sorted({split for name in tables if (split := _split_of(name))})
@@ -207,7 +211,8 @@ def open_table(
             for row in table.rows(found):
                 row = replace(row, group=part) if part else row
                 images.add(row.image, row, f"{name.relative_to(base).with_suffix('')}/{row.number - 1:06d}")
-        for file, row in images.named(found.listing):
+        for file, stamp, row in images.named(found.listing):
+            found.stamps.setdefault(file, stamp)
             found.keep(file, row, str(path))
         found.close()
         yield found.source(images.read)
@@ -225,7 +230,7 @@ def _list_paths(path: Path, root: Path | None, column: str, rows: Iterator[Table
     named = [row for row in read if row.image.strip()]
     if read and not named:
         raise InputError(f"{path}: the column {column!r} is empty in every row: --path-column names another")
-    at: dict[int, tuple[str, int] | SkipReason] = {row.number: places.find(row.image) for row in named}
+    at: dict[int, FileAt | SkipReason] = {row.number: places.find(row.image) for row in named}
     lost = [row for row in named if isinstance(at[row.number], SkipReason)]
     if root is not None and lost:
         foreign = places.foreign_folders([row.image for row in lost])
@@ -241,10 +246,13 @@ def _list_paths(path: Path, root: Path | None, column: str, rows: Iterator[Table
             found.listing.skip(path.name, SkipReason.MISSING, f"row {row.number}: the column {column!r} is empty")
         elif isinstance(place, SkipReason):
             found.listing.skip(row.image, place, f"row {row.number}")
-        elif place[0] not in found.rows and (reason := find_unfit_reason(*place, found.listing.limits.file_bytes)):
-            found.listing.skip(place[0], reason)
+        elif place.path not in found.rows and (
+            reason := find_unfit_reason(place.path, place.size, found.listing.limits.file_bytes)
+        ):
+            found.listing.skip(place.path, reason)
         else:
-            found.keep(place[0], row, str(path))
+            found.stamps.setdefault(place.path, place.stamp)
+            found.keep(place.path, row, str(path))
     found.close()
 
 

@@ -4,16 +4,21 @@ A name is UTF-8 if its flag says so, else that of the Unicode path field, else U
 Info-ZIP set no flag), else code page 437. Some Windows programs write `\\` between folders.
 """
 
+import io
 import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from pipelines.errors import InputError
-from pipelines.shards.folders import Found, Unreadable
+from pipelines.shards.folders import Found, Read, Unreadable
 
+_NO_MEMBERS = b"PK\x05\x06" + bytes(18)
+"""A zip without members."""
 _UTF8_FLAG = 0x800
 _UNICODE_PATH = 0x7075
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, ValueError, OverflowError)
@@ -48,7 +53,7 @@ def list_zip(archive: zipfile.ZipFile) -> Iterator[Found]:
         elif hindrance := _hindrance(info):
             yield Found(name, info.file_size, "unreadable", hindrance)
         else:
-            yield Found(name, info.file_size, place=info)
+            yield Found(name, info.file_size, place=info, stamp=content_stamp(info.file_size, info.CRC))
 
 
 def list_guessed_names(archive: zipfile.ZipFile) -> list[str]:
@@ -56,10 +61,18 @@ def list_guessed_names(archive: zipfile.ZipFile) -> list[str]:
     return [name for name, sure in map(_said, archive.infolist()) if not sure]
 
 
-def zip_reader(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> Callable[[str], bytes]:
-    """Return a function that reads a member by its path, and raises Unreadable if it cannot."""
+def content_stamp(size: int, crc: int) -> str:
+    """Return the stamp of a file whose CRC-32 is known without reading the file again."""
+    return f"{size}-{crc:08x}"
 
-    def read(path: str) -> bytes:
+
+def zip_reader(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> Read:
+    """Return a function that reads a member by its path, and raises Unreadable if it cannot.
+
+    It holds the bytes against the CRC-32 that the zip's directory has, and so against the stamp.
+    """
+
+    def read(path: str, _stamp: str = "", /) -> bytes:
         info = members[path]
         try:
             with archive.open(info) as stream:
@@ -73,6 +86,26 @@ def zip_reader(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo])
         return data
 
     return read
+
+
+@dataclass(frozen=True)
+class SomeMembers:
+    """Reads some members of a zip in another process, which opens the zip at its first read."""
+
+    archive: str
+    members: Mapping[str, zipfile.ZipInfo]
+
+    def __call__(self, path: str, stamp: str = "", /) -> bytes:
+        """Return all bytes of a member."""
+        return zip_reader(_opened(self.archive), self.members)(path, stamp)
+
+
+@cache
+def _opened(path: str) -> zipfile.ZipFile:
+    """Open a zip without its directory, which may be large: the members that are read are known already."""
+    archive = zipfile.ZipFile(io.BytesIO(_NO_MEMBERS))
+    archive.fp = Path(path).open("rb")  # noqa: SIM115 - stays open as long as the process
+    return archive
 
 
 def _hindrance(info: zipfile.ZipInfo) -> str:

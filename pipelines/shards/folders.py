@@ -1,12 +1,13 @@
-"""Lists every file below a folder, also in linked folders. A link to a folder above itself is reported as a loop."""
+"""Lists and reads every file below a folder, also in linked folders. A link to a folder above is reported as a loop."""
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
-from pipelines.errors import InputError
+from pipelines.errors import InputError, WorkFailed
 
 _Identity = tuple[int, int]
 Kind = Literal["file", "folder", "link", "loop", "special", "unreadable"]
@@ -22,13 +23,24 @@ HIDDEN_NAMES = frozenset(
 
 
 class Found(NamedTuple):
-    """A file by its name in the source, with the place of its bytes there. `detail` tells why it is no plain file."""
+    """A file by its name in the source, with the place of its bytes there. `detail` tells why it is no plain file.
+
+    `stamp` changes when the bytes do, and is known without reading them; "" is a file that has none.
+    """
 
     name: str
     size: int
     kind: Kind = "file"
     detail: str = ""
     place: Any = None
+    stamp: str = ""
+
+
+class Read(Protocol):
+    """Returns the bytes of a source's file; raises WorkFailed if the file has another `stamp` than that given."""
+
+    def __call__(self, path: str, stamp: str = "", /) -> bytes:
+        """Read it; threads may do so side by side."""
 
 
 class Unreadable(InputError):
@@ -85,7 +97,8 @@ def _look_at(path: str, item: "os.DirEntry[str]") -> Found:
         if item.is_dir() and not (linked and is_hidden(path)):
             return Found(path, 0, "folder", "", _identity(item.stat()))
         if item.is_file():
-            return Found(path, item.stat().st_size)
+            found = item.stat()
+            return Found(path, found.st_size, stamp=stamp_of(found))
     except OSError as error:
         if not linked:
             return Found(path, 0, "unreadable", error.strerror or "")
@@ -93,14 +106,25 @@ def _look_at(path: str, item: "os.DirEntry[str]") -> Found:
     return Found(path, 0, "link") if linked else Found(path, 0, "special")
 
 
-def folder_reader(root: Path) -> Callable[[str], bytes]:
-    """Return a function that reads a file below `root`, and raises Unreadable if it cannot."""
+def stamp_of(found: os.stat_result) -> str:
+    """Return the stamp of a file: its size, and the times at which its bytes and its inode last changed."""
+    return f"{found.st_size}-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}"
 
-    def read(path: str) -> bytes:
+
+@dataclass(frozen=True)
+class FolderReader:
+    """Reads the files below `root`; raises Unreadable for a file that cannot be read."""
+
+    root: str
+
+    def __call__(self, path: str, stamp: str = "", /) -> bytes:
+        """Return all bytes of a file."""
         try:
-            with io.FileIO(f"{root}/{path}") as stream:
-                return stream.readall()
+            with io.FileIO(f"{self.root}/{path}") as stream:
+                data = stream.readall()
+                now = stamp_of(os.fstat(stream.fileno())) if stamp else ""
         except OSError as error:
-            raise Unreadable(f"cannot read {root}/{path}: {error.strerror}", error.strerror or "") from None
-
-    return read
+            raise Unreadable(f"cannot read {self.root}/{path}: {error.strerror}", error.strerror or "") from None
+        if now != stamp:
+            raise WorkFailed(f"{self.root}/{path} changed while it was ingested: run again")
+        return data

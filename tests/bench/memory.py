@@ -29,7 +29,8 @@ from matplotlib.figure import Figure
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.tables import SHARD_INDEX
-from pipelines.ingest.ingest import PlannedSample, build_shard
+from pipelines.ingest.samples import PlannedSample
+from pipelines.ingest.shard import TarTask, build_tar
 from pipelines.shards.shards import INDEX_NAME, index_bytes
 from pipelines.storage import Store, sha256_of
 from tests.support.models import write_model
@@ -52,9 +53,7 @@ def write_corpus(root: Path, images: int) -> str:
     names = class_names(CLASSES)
     pictures = [png(picture(klass, 0, SIDE, SEED)) for klass in range(CLASSES)]
     samples = [
-        PlannedSample(
-            f"{place:04d}", f"{place % CLASSES}.png", (klass,), None, bytes.fromhex(sha256_of(pictures[klass]))
-        )
+        PlannedSample(f"{place:04d}", f"{place % CLASSES}.png", (klass,), None)
         for place in range(PER_SHARD)
         for klass in [place % CLASSES]
     ]
@@ -62,7 +61,8 @@ def write_corpus(root: Path, images: int) -> str:
     parts, tables = [], []
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "tiny.tar")
-        table = build_shard(path, path.name, samples, lambda name: pictures[int(name.removesuffix(".png"))])
+        read = lambda name, _="": pictures[int(name.removesuffix(".png"))]  # noqa: E731
+        table = build_tar(path, TarTask("", path.name, tuple(samples), read, None), [], lambda: None)
         for number in range(images // PER_SHARD):
             stem = f"tiny-{number:06d}"
             keys = pc.binary_join_element_wise(stem, table["key"], "/")

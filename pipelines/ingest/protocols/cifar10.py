@@ -132,7 +132,7 @@ def _open_binary(root: Path, images: int) -> Source:
         group = "test" if batch == TEST_FILE else "train"
         for row, label in enumerate(_read_labels(root / f"{batch}.bin", images)):
             listing.add(SourceImage(f"{batch}/{row:05d}.bmp", (CLASSES[label],), None, group))
-    return Source(listing, lambda path: _read_picture(root, path))
+    return Source(listing, lambda path, _="": _read_picture(root, path))
 
 
 def _check_names(path: Path) -> None:

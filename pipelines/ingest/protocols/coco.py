@@ -25,7 +25,7 @@ from pipelines.ingest.protocols.files import read_bounded, require_image
 from pipelines.ingest.protocols.lists import Listed
 from pipelines.ingest.skips import SkipReason
 from pipelines.ingest.sources import Listing, Source, SourceImage
-from pipelines.shards.folders import folder_reader
+from pipelines.shards.folders import FolderReader
 
 CLASSES = (
     *("airplane", "apple", "backpack", "banana", "baseball bat", "baseball glove", "bear", "bed", "bench", "bicycle"),
@@ -69,7 +69,7 @@ class Coco(Protocol):
                     listing.add(SourceImage(f"{folder}/{image}", labels))
                 else:
                     listing.skip(f"{folder}/{image}", SkipReason.NO_LABEL, "no object annotated")
-        yield Source(listing, folder_reader(root), files)
+        yield Source(listing, FolderReader(str(root)), files)
 
     def deal(self, entries: Sequence[SourceImage], keys: Sequence[str]) -> list[str]:
         """Draw the part of each entry without regard to labels, as the code of H2Q does."""

@@ -22,7 +22,7 @@ from pipelines.errors import InputError
 from pipelines.ingest.protocols.base import ROLES, Protocol
 from pipelines.ingest.protocols.files import read_bounded, require_image
 from pipelines.ingest.sources import Listing, Source, SourceImage, check_relative_path, make_printable
-from pipelines.shards.folders import folder_reader
+from pipelines.shards.folders import FolderReader
 
 MAX_LIST_BYTES = 256 << 20
 """Largest size of a list in bytes, seven times the largest of the field (ImageNet-100, 128,503 images)."""
@@ -75,9 +75,9 @@ class Listed(Protocol):
             require_image(root, locate(path), line.where)
             labels = sorted(self.classes[column] for column in line.labels)
             listing.add(SourceImage(path, tuple(labels), None, part))
-        read = folder_reader(root)
+        read = FolderReader(str(root))
         files = {name: found.sha256 for name, found in lists.items()}
-        yield Source(listing, lambda path: read(locate(path)), files, searched)
+        yield Source(listing, lambda path, _="": read(locate(path)), files, searched)
 
     def deal(self, entries: Sequence[SourceImage], keys: Sequence[str]) -> list[str]:
         """Return the part of each entry from the lists."""

@@ -27,7 +27,7 @@ from pipelines.ingest.protocols.files import read_bounded, require_image
 from pipelines.ingest.protocols.lists import Listed
 from pipelines.ingest.skips import SkipReason
 from pipelines.ingest.sources import Listing, Source, SourceImage, check_relative_path, make_printable
-from pipelines.shards.folders import folder_reader
+from pipelines.shards.folders import FolderReader
 
 CLASSES = (
     *("sky", "clouds", "person", "water", "animal", "grass", "buildings", "window", "plants", "lake", "ocean", "road"),
@@ -79,10 +79,10 @@ class NusWide(Protocol):
             else:
                 require_image(root, locate(path), f"{root / list_name}, line {number}")
                 listing.add(SourceImage(path, labels))
-        read = folder_reader(root)
+        read = FolderReader(str(root))
         # Without the folder above it, since the same AllLabels may also lie in the root.
         digests = {name.removeprefix("Groundtruth/"): hashlib.sha256(text).hexdigest() for name, text in data.items()}
-        yield Source(listing, lambda path: read(locate(path)), digests)
+        yield Source(listing, lambda path, _="": read(locate(path)), digests)
 
     def deal(self, entries: Sequence[SourceImage], keys: Sequence[str]) -> list[str]:
         """Draw the part of each entry: by concept, training images first as in code.py, or without regard to labels."""

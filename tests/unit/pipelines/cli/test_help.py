@@ -190,7 +190,7 @@ def test_quiet_and_verbose_stand_for_levels_of_the_log(tmp_path: Path) -> None:
     words = ("ingest", str(tmp_path / "photos"), "--out", str(tmp_path / "o"))
     quiet = CliRunner().invoke(APP, [*words, "--quiet"])
     assert (quiet.exit_code, quiet.stderr) == (0, "") and quiet.stdout.startswith("ingest: done")
-    assert "ingest: reading" in CliRunner().invoke(APP, words).stderr
+    assert "ingest: writing" in CliRunner().invoke(APP, [*words[:-1], str(tmp_path / "p")]).stderr
     for flag, level in (("--verbose", logging.INFO), ("-q", logging.ERROR), ("--json", logging.WARNING)):
         asked("config", "train.lr", flag)
         assert logging.getLogger("pipelines").getEffectiveLevel() == level

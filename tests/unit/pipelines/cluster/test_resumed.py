@@ -78,13 +78,11 @@ def test_a_resumed_encode_and_build_say_what_was_done(
     assert "index: 2 of 3 parts done before" in capsys.readouterr().err.splitlines()
 
 
-def test_a_resumed_ingest_says_which_share_of_the_splits_was_done(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resumed_ingest_says_how_many_images_were_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_folder(tmp_path / "photos", classes=2, per_class=10)
     words = str(tmp_path / "photos"), str(tmp_path / "shards"), CONFIG
     ingest(*words, split="train=.6,query=.2,database=.2")
     assert "done before" not in capsys.readouterr().err
     (tmp_path / "shards" / "query" / "manifest.json").unlink()
     ingest(*words, split="train=.6,query=.2,database=.2")
-    assert "ingest: 2 of 3 splits done before" in capsys.readouterr().err.splitlines()
+    assert "ingest: 16 of 20 images done before" in capsys.readouterr().err.splitlines()

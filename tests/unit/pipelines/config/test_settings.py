@@ -176,6 +176,7 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
         *("train.log", "train.max_failures"),
         *(
             "ingest.skip_budget",
+            "ingest.workers",
             "store.unsigned",
             "encode.workers",
             "encode.reject_budget",
@@ -203,7 +204,7 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
         ),
         *(
             f"{section}.{name}"
-            for section in ("train", "encode", "index", "search")
+            for section in ("ingest", "train", "encode", "index", "search")
             for name in ("cpus", "worker_memory", "resources", "labels", "strategy")
         ),
         *(f"{section}.{name}" for section in ("train", "encode") for name in ("gpus", "accelerator")),

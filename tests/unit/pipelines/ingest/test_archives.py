@@ -82,7 +82,7 @@ def test_a_damaged_member_of_a_zip_is_named(folder: Path, tmp_path: Path) -> Non
     path.write_bytes(data)
     with pytest.raises(Degraded, match=r"class_01/0002\.jpg: unreadable, Bad CRC"):
         ingest(str(path), str(tmp_path / "out"), Config())
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out/manifest.json").exists()
     result = ingest(str(path), str(tmp_path / "out"), Config(), allow_degraded=True).as_json()
     assert (result["status"], result["samples"], result["skipped_reasons"]) == ("degraded", 23, {"unreadable": 1})
 

@@ -17,7 +17,8 @@ from pipelines.config.settings import Config
 from pipelines.errors import FingerprintMismatch, InputError, StoreUnavailable, WorkFailed
 from pipelines.ingest import ingest as ingest_module
 from pipelines.ingest import sources
-from pipelines.ingest.ingest import ingest, make_unique_keys, sample_key
+from pipelines.ingest.ingest import ingest
+from pipelines.ingest.samples import make_unique_keys, sample_key
 from pipelines.shards.shards import open_shards
 from pipelines.shards.tar import MAX_MEMBER_BYTES
 from pipelines.verify.verify import verify
