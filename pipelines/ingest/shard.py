@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import TarReceipt, UnreadFile
-from pipelines.artifacts.tables import parquet_bytes
+from pipelines.artifacts.parquet import parquet_bytes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch
 from pipelines.ingest.samples import PlannedSample, digest_stamps
 from pipelines.ingest.skips import SkipReason
