@@ -84,17 +84,17 @@ def table_digest(table: pa.Table) -> str:
 
 
 class ParquetRows:
-    """A Parquet file that is read by ranges of rows, through the row groups that hold them and never as a whole.
+    """A Parquet file, or its bytes, read by ranges of rows, through the row groups that hold them.
 
     The file stays open, so its name may be deleted; several threads may read. Its digest was checked before. Raises
     DamagedArtifact, at once or when rows are read, where it is not a valid table that begins with the fields of
     `schema`.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, where: str) -> None:
+    def __init__(self, source: Path | bytes, schema: pa.Schema, where: str) -> None:
         self.where = where
         try:
-            self._source = pa.OSFile(str(path))
+            self._source = pa.BufferReader(source) if isinstance(source, bytes) else pa.OSFile(str(source))
             opened = pq.ParquetFile(self._source)
             self.schema = opened.schema_arrow
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -14,7 +14,7 @@ from pipelines.cluster.session import ray_session
 from pipelines.config.settings import CPU_BATCH_SIZE, Config
 from pipelines.encode.job import plan_encode
 from pipelines.errors import WorkFailed
-from pipelines.shards.shards import INDEX_NAME
+from pipelines.shards.index import is_tar
 from pipelines.storage import Store
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def _largest_batch(shards: Artifact, model: Artifact, out: str, config: Config, 
     with ray_session(config):
         if not await_need(config.encode, config).gpus:
             return None
-        rows = max((part.rows for part in shards.manifest.parts if part.name != INDEX_NAME), default=1)
+        rows = max((part.rows for part in shards.manifest.parts if is_tar(part)), default=1)
         most = min(MAX_AUTO, 1 << max(0, rows - 1).bit_length())
         with pool(Store(out), config, config.encode) as map_items:
             (outcome,) = map_items(

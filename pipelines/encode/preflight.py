@@ -31,7 +31,8 @@ from pipelines.encode.batch_size import resolve_batch_size
 from pipelines.encode.job import EncodeJob, ShardTask, find_finished_codes, find_missing_work, plan_encode
 from pipelines.encode.workers import ShardEncoder, ShardRun, encode_shards
 from pipelines.errors import WorkFailed, format_count
-from pipelines.shards.shards import INDEX_NAME, Shard, ShardSet, open_shards
+from pipelines.shards.index import DIRECTORY_NAME
+from pipelines.shards.shards import Shard, ShardSet, open_shards
 from pipelines.storage import Store, canonical_json, scratch_folder
 
 STEPS = ("read", "decode", "forward", "write")
@@ -329,23 +330,26 @@ def _traffic(
     job: EncodeJob, opened: ShardSet, network: Artifact, left: Sequence[Shard], trial: TrialFigures, fleet: Fleet
 ) -> dict[str, Any]:
     """Return the bytes to move and the requests to S3 stores: those of each shard and those of each worker's start."""
-    index, weights = opened.artifact.manifest.part(INDEX_NAME), network.manifest.parts
+    directory, weights = opened.artifact.manifest.part(DIRECTORY_NAME), network.manifest.parts
+    # Tars are dealt in order, so that a worker has a tar or more of each piece of the index until the tars run out.
+    pieces = {shard.place.piece: shard.index.pieces[shard.place.piece].bytes for shard in left}
+    copies = min(fleet.workers, len(left) / max(1, len(pieces)))
     tars = [shard.part.bytes for shard in left]
     get = head = put = 0.0
     if not opened.artifact.store.is_local:
         size = trial.last.chunk_samples
         chunks = [-(-shard.rows // size) for shard in left] if size else []
-        head += (sum(chunks) if size else len(left)) + 2 * fleet.workers
-        get += (sum(chunks) if size else sum(map(_blocks, tars))) + (1 + _blocks(index.bytes)) * fleet.workers
+        head += sum(chunks) if size else len(left)
+        get += (sum(chunks) if size else sum(map(_blocks, tars))) + 2 * fleet.workers + copies * len(pieces)
     if not network.store.is_local:
         get += (1 + len(weights)) * fleet.workers
     if not Store(job.out).is_local:
         head += len(left) + 2 * fleet.workers
         get += fleet.workers
         put += trial.puts_per_shard * len(left) + 2 * fleet.workers
-    begun = index.bytes + sum(part.bytes for part in weights)
+    begun = directory.bytes + sum(part.bytes for part in weights)
     return {
-        "bytes_read": sum(tars) + begun * fleet.workers,
+        "bytes_read": round(sum(tars) + copies * sum(pieces.values()) + begun * fleet.workers),
         "bytes_written": round(trial.bytes_per_image * sum(shard.rows for shard in left)),
         "requests": {name: round(asked) for name, asked in (("GET", get), ("HEAD", head), ("PUT", put)) if asked},
     }

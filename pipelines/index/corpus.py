@@ -15,7 +15,8 @@ from pipelines.errors import InputError
 from pipelines.index.alias import index_root
 from pipelines.index.base import Base, open_base
 from pipelines.index.layout import IndexedShard
-from pipelines.shards.shards import INDEX_NAME, tar_name
+from pipelines.shards.index import is_tar
+from pipelines.shards.shards import tar_name
 from pipelines.storage import Store
 
 
@@ -65,7 +66,7 @@ def look(shards: Sequence[str], codes: Sequence[str], index: str | None, opened:
     state = State()
     for artifact in (open_current(uri, "shards") for uri in shards):
         for part in artifact.manifest.parts:
-            if part.name != INDEX_NAME:
+            if is_tar(part):
                 tar = Tar(tar_name(part), part.sha256, part.rows, artifact)
                 first = state.tars.setdefault(tar.sha256, tar)
                 if first is not tar:

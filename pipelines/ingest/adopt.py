@@ -21,6 +21,7 @@ import pyarrow as pa
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, fingerprint
+from pipelines.artifacts.parquet import table_digest
 from pipelines.artifacts.runs import write_run_record
 from pipelines.artifacts.tables import SHARD_INDEX
 from pipelines.artifacts.versions import list_lost
@@ -34,7 +35,8 @@ from pipelines.ingest.sources import Listing
 from pipelines.ingest.tarlists import list_tars
 from pipelines.shards.containers import SUFFIXES
 from pipelines.shards.images import decode_ahead
-from pipelines.shards.shards import INDEX_NAME, Record, index_bytes, index_table
+from pipelines.shards.index import put_index
+from pipelines.shards.shards import Record, index_table
 from pipelines.shards.tar import TarBeyondLimits, TarLimits, TarReason
 from pipelines.storage import Store, canonical_json, scratch_folder, sha256_of
 
@@ -125,8 +127,9 @@ def adopt(
         raise Degraded(f"{error}{_hint(listing)}") from None
     labels = {name for tar in tars for own in set(tar.labels) for name in own}
     classes, ids = _class_ids(labels, how, origin.uri, base)
-    index = index_bytes(_numbered(tar, ids, base) for tar in tars)
-    result, written = _publish_adopted(origin, root, tars, index, classes, how, totals, base)
+    for tar in tars:
+        tar.table = _numbered(tar, ids, base)
+    result, written = _publish_adopted(origin, root, tars, classes, how, totals, base)
     facts = {"skipped_reasons": listing.skipped_reasons, "skipped_files": listing.named}
     if written:
         seconds = round(time.time() - began, 3)
@@ -261,7 +264,6 @@ def _publish_adopted(
     origin: Store,
     root: Store,
     tars: Sequence[_Indexed],
-    index: bytes,
     classes: tuple[str, ...],
     how: Adoption,
     totals: Mapping[str, int],
@@ -271,7 +273,8 @@ def _publish_adopted(
 
     The flag is False if it was complete before.
     """
-    digest = sha256_of(canonical_json([[[tar.name, tar.sha256] for tar in tars], classes, sha256_of(index), totals]))
+    rows = [[tar.name, tar.sha256, table_digest(tar.table)] for tar in tars]
+    digest = sha256_of(canonical_json([rows, classes, totals]))
     new = [tar for tar in tars if base is None or tar.name not in base.shards]
     if base is not None and not new and not list_lost(base.artifact):
         return base.artifact, False
@@ -281,13 +284,13 @@ def _publish_adopted(
         parts = [Part(path=tar.name, bytes=tar.bytes, sha256=tar.sha256, rows=tar.table.num_rows) for tar in put]
     else:
         parts = list(_copied(origin, writer, put))
-    index_part = writer.put_part(INDEX_NAME, index, totals["samples"])
+    if base is not None and not new:  # only missing parts were put again
+        return base.artifact, True
+    index = put_index(writer, (tar.table for tar in put), base.index if base else None)
     if base is None:
         meta = ShardsMeta(classes=classes, source=digest, split=None, adopted=True)
-        return writer.commit([*parts, index_part], totals, meta), True
-    if not new:  # only missing parts were put again
-        return base.artifact, True
-    return base.publish(parts, index_part, dict(totals), classes=classes, source=digest), True
+        return writer.commit([*parts, *index], totals, meta), True
+    return base.publish(parts, index, dict(totals), classes=classes, source=digest), True
 
 
 def _copied(origin: Store, writer: ArtifactWriter, tars: Sequence[_Indexed]) -> Iterator[Part]:

@@ -13,9 +13,10 @@ import pyarrow as pa
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part, fingerprint, open_artifact
-from pipelines.artifacts.versions import open_current, publish_next
+from pipelines.artifacts.versions import missing_paths, open_current, publish_next
 from pipelines.errors import DamagedArtifact, InputError
-from pipelines.shards.shards import INDEX_NAME, Shard, open_shards
+from pipelines.shards.index import ShardIndex, is_tar
+from pipelines.shards.shards import Shard, open_shards
 from pipelines.storage import Store
 
 
@@ -26,6 +27,7 @@ class Grown:
     artifact: Artifact
     number: int
     shards: Mapping[str, Shard]
+    index: ShardIndex
     classes: tuple[str, ...]
 
     @cached_property
@@ -36,7 +38,7 @@ class Grown:
     @property
     def parts(self) -> list[Part]:
         """Parts of this version that are tars."""
-        return [part for part in self.artifact.manifest.parts if part.name != INDEX_NAME]
+        return list(filter(is_tar, self.artifact.manifest.parts))
 
     def names(self, found: Sequence[str], origin: Store) -> list[str]:
         """Return the tars to look at, in order: those `found` and those of the version. InputError if one vanished."""
@@ -69,13 +71,13 @@ class Grown:
             )
 
     def publish(
-        self, new: Sequence[Part], index: Part, totals: dict[str, int], classes: tuple[str, ...], source: str
+        self, new: Sequence[Part], index: Sequence[Part], totals: dict[str, int], classes: tuple[str, ...], source: str
     ) -> Artifact:
-        """Publish the next version: the tars of this one, the new ones and their index."""
+        """Publish the next version: the tars of this one, the new ones and the index of all."""
         before, number = self.artifact.facts(ShardsMeta), self.number + 1
         changed = {"classes": classes, "source": source, "version": number}
         meta = before.model_copy(update={**changed, "grown_from": before.grown_from or self.artifact.digest})
-        return publish_next(self.artifact, number, [*self.parts, *new, index], (), totals, meta=meta)
+        return publish_next(self.artifact, number, [*self.parts, *new, *index], (), totals, meta=meta)
 
 
 def find_adopted_shards(root: Store, settings: Mapping[str, object]) -> Grown | None:
@@ -94,8 +96,10 @@ def find_adopted_shards(root: Store, settings: Mapping[str, object]) -> Grown | 
     known = list_versions(root)
     try:
         opened = open_shards(open_current(root, "shards"))
-        number = known[-1] if known else 1
-        return Grown(opened.artifact, number, {shard.name: shard for shard in opened.shards}, opened.classes)
+        index, number = ShardIndex(opened.artifact), known[-1] if known else 1
+        for path in missing_paths(root.entries("parts"), index.pieces.values()):
+            raise DamagedArtifact(f"{root.uri}/{path} is missing: adopt the tars to another --out")
+        return Grown(opened.artifact, number, {shard.name: shard for shard in opened.shards}, index, opened.classes)
     except DamagedArtifact:
         if known:
             raise

@@ -17,7 +17,8 @@ from pipelines.errors import DamagedArtifact, InputError
 from pipelines.ingest.samples import digest_stamps
 from pipelines.ingest.shard import RECEIPTS, TarTask
 from pipelines.ingest.skips import RETRYABLE
-from pipelines.shards.shards import INDEX_NAME, index_bytes, open_shards
+from pipelines.shards.index import put_index
+from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, map_in_order
 
 
@@ -124,12 +125,11 @@ class PartWork:
             return self.published
         parts = [receipt.part for receipt in self.receipts.values() if receipt.part]
         try:
-            index = index_bytes(self._tables())
+            parts += put_index(writer, self._tables())
         except DamagedArtifact:  # another run may have published it meanwhile, and deleted what serves until then
             if (finished := find_finished(self.store, "shards", self.mark)) is None:
                 raise
             return finished
-        parts.append(writer.put_part(INDEX_NAME, index, self.written))
         return writer.commit(parts, {"samples": self.written, **totals}, meta)
 
     def tidy(self) -> None:

@@ -1,6 +1,7 @@
 """WebDataset shards: written, read against their index, and decoded.
 
-shards       the shard index, and samples read by it
+shards       tars written, and samples read by the index
+index        the shard index, in pieces
 tar          a strict, bounded reader of tar streams
 folders      files below a folder
 images       image bytes to pixels

@@ -1,6 +1,6 @@
 """WebDataset shards: written reproducibly, read against their index, dealt to workers by an epoch plan.
 
-A shards artifact holds tars and one Parquet, the shard index, with the place and the sha256 of each sample's members.
+A shards artifact holds tars and the shard index, with the place and the sha256 of each sample's members.
 Tars that were written here are parts like any other; adopted ones may lie beside the manifest under their original
 names. Tars are read by that index: a short, cut or altered tar shows up sample by sample as `damaged` instead of ending
 the stream early.
@@ -18,16 +18,13 @@ import pyarrow.compute as pc
 
 from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, Part
-from pipelines.artifacts.parquet import ParquetRows, columns_of, parquet_groups, table_of
+from pipelines.artifacts.parquet import columns_of, table_of
 from pipelines.artifacts.tables import SHARD_INDEX
 from pipelines.artifacts.versions import open_current, open_known
 from pipelines.errors import DamagedArtifact, InputError
+from pipelines.shards.index import IndexedTar, ShardIndex, is_tar
 from pipelines.shards.tar import MAX_MEMBER_BYTES, TarDamaged, read_tar
-from pipelines.storage import ObjectStream, Store, scratch_folder
-
-INDEX_NAME = "index.parquet"
-ROW_GROUP_ROWS = 1024
-"""Largest number of rows in a row group of the shard index, the unit in which it is read."""
+from pipelines.storage import ObjectStream, Store
 
 
 @dataclass(frozen=True)
@@ -127,22 +124,17 @@ def index_table(records: Sequence[Record]) -> pa.Table:
     return table_of(SHARD_INDEX, columns)
 
 
-def index_bytes(tables: Iterable[pa.Table]) -> bytes:
-    """Serialise the shard index as Parquet; the rows of two tars never share a row group."""
-    return parquet_groups(SHARD_INDEX, tables, ROW_GROUP_ROWS)
-
-
 # ------------------------------------------------------------------------------------------------------- reading
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of a shards artifact. Its rows of the index, from `start` on, are read when they are needed."""
+    """One tar of a shards artifact. Its rows of the index are read when they are needed."""
 
     name: str
     part: Part
-    index: ParquetRows
-    start: int
+    index: ShardIndex
+    place: IndexedTar
 
     @property
     def stem(self) -> str:
@@ -156,7 +148,7 @@ class Shard:
 
     def table(self) -> pa.Table:
         """Read the tar's rows of the index, in tar order; raise DamagedArtifact if they cannot be rows of the tar."""
-        table, where = self.index.read(self.start, self.start + self.rows), self.index.where
+        table, where = self.index.read(self.place), self.index.where(self.place)
         if not pc.all(pc.equal(table["shard"].cast(pa.string()), self.name), min_count=0).as_py():
             raise DamagedArtifact(f"{where} does not hold the {self.rows} rows of {self.name} in order")
         if table["row"].to_pylist() != list(range(self.rows)):
@@ -181,7 +173,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """An opened shards artifact. Its index stays on disk; its digest was checked, its rows are checked tar by tar."""
+    """An opened shards artifact. Its index is read piece by piece; its rows are checked tar by tar."""
 
     artifact: Artifact
     classes: tuple[str, ...]
@@ -213,23 +205,21 @@ class ShardSet:
 def open_shards(source: str | Artifact, digest: str | None = None) -> ShardSet:
     """Open a shards artifact given by its URI, in its current version or that of `digest`, or as an open artifact.
 
-    The index's digest is checked before it is parsed.
+    The pieces of the index are read later. Raises DamagedArtifact where its directory is of other tars.
     """
     if isinstance(source, Artifact):
         artifact = source
     else:
         artifact = open_known(source, "shards", digest) if digest else open_current(source, "shards")
-    where = f"{artifact.uri}/{INDEX_NAME}"
-    with scratch_folder() as folder:
-        index = ParquetRows(artifact.fetch(artifact.manifest.part(INDEX_NAME), folder), SHARD_INDEX, where)
-    # The local copy of a remote index is open but already unlinked: its bytes vanish with this process.
-    shards = []
-    start = 0
-    for part in sorted((p for p in artifact.manifest.parts if p.name != INDEX_NAME), key=tar_name):
-        shards.append(Shard(tar_name(part), part, index, start))
-        start += part.rows
-    if start != index.rows:
-        raise DamagedArtifact(f"{where} has {index.rows} rows, the manifest {start}")
+    index, shards = ShardIndex(artifact), list[Shard]()
+    for part in sorted(filter(is_tar, artifact.manifest.parts), key=tar_name):
+        name = tar_name(part)
+        place = index.tars.get(name)
+        if place is None or place.rows != part.rows:
+            raise DamagedArtifact(f"{artifact.uri}: the directory of the index has not the {part.rows} rows of {name}")
+        shards.append(Shard(name, part, index, place))
+    if len(shards) != len(index.tars):
+        raise DamagedArtifact(f"{artifact.uri}: the directory of the index has {len(index.tars)} tars of {len(shards)}")
     return ShardSet(artifact, artifact.facts(ShardsMeta).classes, tuple(shards))
 
 

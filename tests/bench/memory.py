@@ -31,7 +31,7 @@ from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.tables import SHARD_INDEX
 from pipelines.ingest.samples import PlannedSample
 from pipelines.ingest.shard import TarTask, build_tar
-from pipelines.shards.shards import INDEX_NAME, index_bytes
+from pipelines.shards.index import put_index
 from pipelines.storage import Store, sha256_of
 from tests.support.models import write_model
 from tests.support.pictures import class_names, picture, png
@@ -70,7 +70,7 @@ def write_corpus(root: Path, images: int) -> str:
             columns |= {"key": keys, "shard": pa.array([f"{stem}.tar"] * PER_SHARD, SHARD_INDEX.field("shard").type)}
             tables.append(pa.table(columns, SHARD_INDEX))
             parts.append(writer.put_part(f"{stem}.tar", path, PER_SHARD))
-    parts.append(writer.put_part(INDEX_NAME, index_bytes(tables), images))
+    parts += put_index(writer, tables)
     return writer.commit(
         parts, {"samples": images}, ShardsMeta(classes=tuple(names), source="", split=None, adopted=True)
     ).uri

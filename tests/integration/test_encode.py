@@ -17,7 +17,8 @@ from pipelines.encode.job import ShardTask, plan_encode
 from pipelines.encode.workers import ShardEncoder
 from pipelines.errors import DamagedArtifact, Degraded, FingerprintMismatch
 from pipelines.ingest.ingest import ingest
-from pipelines.shards.shards import INDEX_NAME, index_bytes, open_shards
+from pipelines.shards.index import put_index
+from pipelines.shards.shards import open_shards
 from pipelines.storage import Store
 from pipelines.verify import spread
 from pipelines.verify.verify import verify
@@ -113,7 +114,7 @@ def test_nothing_is_published_of_a_tar_that_the_index_lies_about(
     tables[1] = tables[1].take(list(reversed(range(10))))
     writer = ArtifactWriter(Store(tmp_path / "shards"), "shards", "1" * 64, (), {})
     parts = [writer.put_part(shard.name, Path(true.artifact.uri, shard.part.path), shard.rows) for shard in true.shards]
-    parts.append(writer.put_part(INDEX_NAME, index_bytes(tables), true.samples))
+    parts += put_index(writer, tables)
     writer.commit(parts, true.artifact.manifest.totals, true.artifact.manifest.meta)
     with pytest.raises(DamagedArtifact, match=r"does not number the rows of train-000001\.tar"):
         encode(str(tmp_path / "shards"), str(model), str(tmp_path / "codes"), config, pool=InlinePool())

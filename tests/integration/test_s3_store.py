@@ -26,7 +26,8 @@ from pipelines.errors import (
 )
 from pipelines.ingest.ingest import ingest
 from pipelines.search.images import find_images, read_images
-from pipelines.shards.shards import INDEX_NAME, open_shards
+from pipelines.shards.index import piece_name
+from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json
 from pipelines.storage.bucket import Answer, Bucket
 from pipelines.storage.s3 import S3Objects
@@ -115,7 +116,7 @@ def test_ingest_writes_the_same_bytes_as_on_a_disk(server: Seaweed, tmp_path: Pa
     assert all(damaged)
     with pytest.raises(DamagedArtifact, match="shard-000001"):
         verify(remote["uri"])
-    assert there.artifact.read(there.artifact.manifest.part(INDEX_NAME))
+    assert there.artifact.read(there.artifact.manifest.part(piece_name(0)))
 
 
 def test_nothing_there_and_no_such_bucket(server: Seaweed) -> None:

@@ -159,10 +159,20 @@ def _rows(objects: Stored, path: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _numbers(directory: Mapping[str, Any]) -> list[int]:
+    return sorted({place["piece"] for place in directory.values()})
+
+
 def _shards(objects: Stored, manifest: Any) -> Iterator[str]:
     """Every sample of the index lies in its tar as the index says; no tar holds more."""
     tars = {_logical(entry["path"])[6:]: entry for entry in manifest["parts"]}
-    rows = _rows(objects, tars.pop("index.parquet")["path"])
+    directory = {row["shard"]: row for row in _rows(objects, tars.pop("tars.parquet")["path"])}
+    pieces = {number: _rows(objects, tars.pop(f"index-{number:06d}.parquet")["path"]) for number in _numbers(directory)}
+    rows = [row for number in sorted(pieces) for row in pieces[number]]
+    for name, place in directory.items():
+        own = pieces[place["piece"]][place["start"] : place["start"] + place["rows"]]
+        if len(own) != place["rows"] or {row["shard"] for row in own} != {name}:
+            yield f"index: the directory does not say where the rows of {name} are"
     yield from _twice("index: the key", (row["key"] for row in rows))
     if len(rows) != manifest["totals"]["samples"]:
         yield f"index: {len(rows)} rows, the totals say {manifest['totals']['samples']} samples"

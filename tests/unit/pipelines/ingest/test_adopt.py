@@ -19,7 +19,8 @@ from pipelines.artifacts.versions import open_current
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.ingest import adopt as adopting
 from pipelines.ingest.adopt import Adoption, adopt
-from pipelines.shards.shards import INDEX_NAME, open_shards, write_tar
+from pipelines.shards.index import is_tar, piece_name
+from pipelines.shards.shards import open_shards, write_tar
 from pipelines.shards.tar import TarLimits, TarReason
 from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.verify.gc import gc
@@ -47,7 +48,7 @@ def test_tars_are_indexed_where_they_lie(wds: Path) -> None:
     for name, (data, time) in before.items():
         assert ((wds / name).read_bytes(), (wds / name).stat().st_mtime_ns) == (data, time)
     assert sorted(path.name for path in (wds / "parts").iterdir()) == [
-        part.path.removeprefix("parts/") for part in open_artifact(str(wds)).manifest.parts if "index" in part.path
+        part.path.removeprefix("parts/") for part in open_artifact(str(wds)).manifest.parts if not is_tar(part)
     ]
     samples = read_all(wds)
     assert [sample.record.key for sample in samples] == [f"{number:05d}" for number in range(12)]
@@ -217,7 +218,7 @@ def test_an_index_that_lists_what_the_tar_does_not_hold_is_noticed(wds: Path) ->
     """Every digest fits, but a member is not where the index says."""
     adopt(str(wds), str(wds))
     artifact = open_artifact(str(wds))
-    part = artifact.manifest.part(INDEX_NAME)
+    part = artifact.manifest.part(piece_name(0))
     rows = read_parquet(artifact.read(part), "index").to_pylist()
     rows[3]["members"][0]["offset"] += 512
     data = parquet_bytes(table_of(SHARD_INDEX, {name: [row[name] for row in rows] for name in SHARD_INDEX.names}))

@@ -6,7 +6,7 @@ import random
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.artifacts.manifest import Artifact
-from pipelines.artifacts.parquet import parquet_bytes
+from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import ShardsMeta
+from pipelines.artifacts.manifest import Artifact, make_manifest
+from pipelines.artifacts.parquet import parquet_bytes, read_parquet
+from pipelines.artifacts.tables import SHARD_INDEX
 from pipelines.config.loading import load_config
 from pipelines.config.settings import Config
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.ingest.ingest import ingest
+from pipelines.shards import index as shard_index
+from pipelines.shards.index import DIRECTORY_NAME, ROW_GROUP_ROWS, ShardIndex, is_tar, piece_name, put_index
 from pipelines.shards.plan import batch_sizes, epoch_spans, mix_sources
 from pipelines.shards.shards import (
-    INDEX_NAME,
-    ROW_GROUP_ROWS,
     Sample,
     Shard,
     ShardSet,
-    index_bytes,
     open_shards,
     scan_tar,
     write_tar,
 )
-from pipelines.storage import sha256_of
+from pipelines.storage import map_in_order, sha256_of
 from tests.support import pictures
 from tests.support.memory import MemoryStore
 
@@ -205,64 +207,135 @@ def test_metadata_is_read_where_asked_for(tmp_path: Path) -> None:
     assert all(sample.metadata is None for sample in opened.read(opened.shards[0]))
 
 
-def test_a_tampered_index_is_refused_before_it_is_parsed(opened: ShardSet) -> None:
-    path = Path(opened.artifact.uri, opened.artifact.manifest.part(INDEX_NAME).path)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(DamagedArtifact, match="does not match the digest"):
-        open_shards(opened.artifact.uri)
-
-
-def elsewhere(opened: ShardSet, index: bytes | None = None) -> Artifact:
-    """The artifact as it would lie on a store that is not local, with another shard index if one is given."""
+def elsewhere(opened: ShardSet, index: Sequence[pa.Table] | None = None) -> Artifact:
+    """The artifact as it would lie on a store that is not local, with another shard index if its tables are given."""
     manifest, store = opened.artifact.manifest, MemoryStore()
     store.memory.held = {part.path: Path(opened.artifact.uri, part.path).read_bytes() for part in manifest.parts}
-    if index is not None:
-        part = manifest.part(INDEX_NAME)
-        store.memory.held[part.path] = index
-        put = part.model_copy(update={"bytes": len(index), "sha256": sha256_of(index)})
-        manifest = manifest.model_copy(update={"parts": (put, *(other for other in manifest.parts if other != part))})
-    return Artifact(store, manifest)
+    if index is None:
+        return Artifact(store, manifest)
+    writer = ArtifactWriter(store, "shards", manifest.fingerprint, (), {})
+    parts = [*filter(is_tar, manifest.parts), *put_index(writer, index)]
+    return writer.commit(parts, manifest.totals, opened.artifact.facts(ShardsMeta))
 
 
-def test_a_remote_index_is_read_from_a_copy_that_leaves_no_file(
-    opened: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of one or two tars of the three; one of them stays in memory."""
+    monkeypatch.setattr(shard_index, "PIECE_ROWS", 15)
+    monkeypatch.setattr(shard_index, "PIECES_KEPT", 1)
+
+
+def test_a_tampered_index_is_refused_before_it_is_parsed(opened: ShardSet) -> None:
+    for name in (DIRECTORY_NAME, piece_name(0)):
+        path = Path(opened.artifact.uri, opened.artifact.manifest.part(name).path)
+        before = path.read_bytes()
+        data = bytearray(before)
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(DamagedArtifact, match="does not match the digest"):
+            open_shards(opened.artifact.uri).shards[0].table()
+        path.write_bytes(before)
+
+
+def test_a_remote_index_leaves_no_file(opened: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     there = open_shards(elsewhere(opened))
-    assert list((tmp_path / "scratch").iterdir()) == []
     for mine, theirs in zip(opened.shards, there.shards, strict=True):
         assert list(opened.read(mine)) == list(there.read(theirs))
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
-def test_an_index_that_is_one_row_group_is_read_as_well(opened: ShardSet) -> None:
-    """As shards have it that were written before its row groups were small."""
-    index = parquet_bytes(pa.concat_tables([shard.table() for shard in opened.shards]).unify_dictionaries())
-    there = open_shards(elsewhere(opened, index))
-    assert [shard.records() for shard in there.shards] == [shard.records() for shard in opened.shards]
+def test_only_the_piece_of_a_tar_is_read(opened: ShardSet, small_pieces: None) -> None:
+    made = elsewhere(opened, [shard.table() for shard in opened.shards])
+    pieces = [part for part in made.manifest.parts if part.name.startswith("index-")]
+    assert [part.rows for part in pieces] == [20, 4]
+    there = open_shards(made)
+    memory = made.store.memory  # type: ignore[attr-defined]
+    del memory.held[pieces[0].path]
+    assert there.shards[2].records() == opened.shards[2].records()
+    for shard in there.shards[:2]:
+        with pytest.raises(DamagedArtifact, match=r"index-000000-.* is missing"):
+            shard.records()
+    assert there.shards[2].records() == opened.shards[2].records()
+
+
+def test_threads_read_the_rows_of_all_tars(opened: ShardSet, small_pieces: None) -> None:
+    there = open_shards(elsewhere(opened, [shard.table() for shard in opened.shards]))
+    wanted = [n % 3 for n in range(60)]
+    found = map_in_order(lambda n: there.shards[n].records(), wanted, at_once=8)
+    assert list(found) == [opened.shards[n].records() for n in wanted]
 
 
 def test_the_rows_of_a_tar_lie_apart_in_the_index_in_small_groups(opened: ShardSet) -> None:
-    metadata = pq.read_metadata(Path(opened.artifact.uri, opened.artifact.manifest.part(INDEX_NAME).path))
+    metadata = pq.read_metadata(Path(opened.artifact.uri, opened.artifact.manifest.part(piece_name(0)).path))
     assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [10, 10, 4]
     assert ROW_GROUP_ROWS <= 4096
 
 
+def test_the_index_grows_by_pieces(opened: ShardSet, small_pieces: None) -> None:
+    tables = [shard.table() for shard in opened.shards]
+    first = elsewhere(opened, tables[:2])
+    writer = ArtifactWriter(first.store, "shards", first.manifest.fingerprint, (), {})
+    before = ShardIndex(first)
+    parts = put_index(writer, tables[2:], before)
+    assert list(before.pieces.values()) == parts[:1]
+    fields = {"kind": "shards", "fingerprint": "a" * 64, "inputs": [], "totals": {}, "meta": first.manifest.meta}
+    tars = list(filter(is_tar, opened.artifact.manifest.parts))
+    grown = open_shards(Artifact(first.store, make_manifest(first.store, fields, [*tars, *parts], ())))
+    assert [shard.records() for shard in grown.shards] == [shard.records() for shard in opened.shards]
+
+
 def test_an_index_that_lies_about_one_tar_can_be_read_for_the_others(opened: ShardSet) -> None:
     tables = [shard.table() for shard in opened.shards]
-    there = open_shards(
-        elsewhere(opened, index_bytes([tables[0], tables[1].slice(1), tables[2], tables[2].slice(0, 1)]))
-    )
-    assert there.shards[0].records() == opened.shards[0].records()
-    for shard in there.shards[1:]:
-        with pytest.raises(DamagedArtifact, match=f"rows of {shard.name}"):
-            shard.records()
-        with pytest.raises(DamagedArtifact, match=f"rows of {shard.name}"):
-            there.read(shard)
-    with pytest.raises(DamagedArtifact, match="has 20 rows, the manifest 24"):
-        open_shards(elsewhere(opened, index_bytes(tables[:2])))
+    lie = tables[1].set_column(1, SHARD_INDEX.field(1), pa.array(["x.tar"] * 10, SHARD_INDEX.field(1).type))
+    index = [tables[0], pa.concat_tables([tables[1].slice(0, 1), lie.slice(1)]).unify_dictionaries(), tables[2]]
+    there = open_shards(elsewhere(opened, index))
+    assert [there.shards[n].records() for n in (0, 2)] == [opened.shards[n].records() for n in (0, 2)]
+    for look in (there.shards[1].records, lambda: there.read(there.shards[1])):
+        with pytest.raises(DamagedArtifact, match=f"rows of {there.shards[1].name}"):
+            look()
+
+
+def test_a_directory_of_other_tars_is_refused(opened: ShardSet) -> None:
+    tables = [shard.table() for shard in opened.shards]
+    for index, complaint in (
+        (tables[:2], r"has not the 4 rows of shard-000002\.tar"),
+        ([tables[0], tables[1].slice(1), tables[2]], r"has not the 10 rows of shard-000001\.tar"),
+        ([*tables, tables[0].set_column(1, SHARD_INDEX.field(1), other_tar(tables[0]))], "has 4 tars of 3"),
+    ):
+        with pytest.raises(DamagedArtifact, match=complaint):
+            open_shards(elsewhere(opened, index))
+
+
+def other_tar(table: pa.Table) -> pa.Array:
+    return pa.array(["shard-000009.tar"] * len(table), SHARD_INDEX.field(1).type)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda rows: rows[1].update(start=9), r"gives shard-000001\.tar rows that are not its own"),
+        (lambda rows: rows[1].update(start=11), "rows that are not its own"),
+        (lambda rows: rows[2].update(piece=1), "rows that are not its own"),
+        (lambda rows: rows[0].update(rows=0), "rows that are not its own"),
+        (lambda rows: rows[2].update(rows=5), r"has 24 rows, the directory 25"),
+    ],
+)
+def test_a_directory_that_lies_is_refused(
+    opened: ShardSet, change: Callable[[list[dict[str, Any]]], None], complaint: str
+) -> None:
+    made = elsewhere(opened, [shard.table() for shard in opened.shards])
+    part = made.manifest.part(DIRECTORY_NAME)
+    rows = read_parquet(made.read(part), "directory").to_pylist()
+    change(rows)
+    data = parquet_bytes(pa.Table.from_pylist(rows, schema=shard_index.DIRECTORY))
+    made.store.memory.held[part.path] = data  # type: ignore[attr-defined]
+    put = part.model_copy(update={"bytes": len(data), "sha256": sha256_of(data)})
+    fields = {"kind": "shards", "fingerprint": "a" * 64, "inputs": [], "totals": {}, "meta": made.manifest.meta}
+    parts = [put, *(other for other in made.manifest.parts if other != part)]
+    with pytest.raises(DamagedArtifact, match=complaint):
+        open_shards(Artifact(made.store, make_manifest(made.store, fields, parts, ())))
 
 
 def test_an_unknown_shard_is_named(opened: ShardSet) -> None:

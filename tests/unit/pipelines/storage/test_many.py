@@ -115,7 +115,7 @@ def test_the_codes_of_a_shard_are_read_without_the_manifest(tmp_path: Path) -> N
 
 def test_a_shard_is_found_by_its_name_in_one_step(roots: dict[int, str]) -> None:
     codes = open_codes(roots[MANY])
-    opened = ShardSet(codes.artifact, (), tuple(Shard(s.name, s.parts[0], None, 0) for s in codes.shards))  # type: ignore[arg-type]
+    opened = ShardSet(codes.artifact, (), tuple(Shard(s.name, s.parts[0], None, None) for s in codes.shards))  # type: ignore[arg-type]
     opened.shard("many-000000.tar")
     assert calls_of(lambda: opened.shard(f"many-{MANY - 1:06d}.tar")) < 20
     assert codes.artifact.receipts["many-000000"].shard == "many-000000"

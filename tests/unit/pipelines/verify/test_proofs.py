@@ -16,7 +16,8 @@ from pipelines.artifacts.parquet import parquet_bytes, read_parquet
 from pipelines.artifacts.tables import SHARD_INDEX
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import index_kind
-from pipelines.shards.shards import INDEX_NAME, open_shards
+from pipelines.shards.index import piece_name
+from pipelines.shards.shards import open_shards
 from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.verify.verify import verify
 from tests.support.artifacts import BITS, CLASSES, MARK, MODEL_CARD, Columns, make_codes, make_index, make_model
@@ -47,7 +48,7 @@ def replace_part(root: Path, name: str, data: bytes) -> None:
 
 
 def edit_index(shards: Artifact, change: Callable[[list[dict[str, Any]]], None]) -> None:
-    part = shards.manifest.part(INDEX_NAME)
+    part = shards.manifest.part(piece_name(0))
     rows = read_parquet(shards.read(part), "index").to_pylist()
     change(rows)
     data = parquet_bytes(pa.Table.from_pylist(rows, schema=SHARD_INDEX))

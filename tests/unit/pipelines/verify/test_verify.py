@@ -9,7 +9,8 @@ from pipelines.artifacts.commit import ArtifactWriter, publish_version
 from pipelines.artifacts.manifest import Artifact
 from pipelines.config.loading import load_config
 from pipelines.errors import DamagedArtifact, InputError
-from pipelines.shards.shards import INDEX_NAME, open_shards
+from pipelines.shards.index import is_tar, piece_name
+from pipelines.shards.shards import open_shards
 from pipelines.storage import Store
 from pipelines.verify.verify import verify, verify_tars
 from tests.support.artifacts import MARK, make_codes, make_index
@@ -115,7 +116,7 @@ def test_every_flipped_part_receipt_and_manifest_is_noticed(tmp_path: Path, shar
 
 def test_several_problems_are_counted_and_named(shards: Artifact) -> None:
     for part in shards.manifest.parts:
-        if part.name != INDEX_NAME:
+        if is_tar(part):
             flip(Path(shards.uri, part.path), 1600)  # in the first image
     with pytest.raises(DamagedArtifact) as caught:
         verify(shards.uri)
@@ -204,7 +205,7 @@ def test_a_tar_whose_reader_died_is_neither_proven_nor_damaged(
 
 
 def test_shards_whose_index_is_damaged_are_no_shards(shards: Artifact, tmp_path: Path, pool: InlinePool) -> None:
-    flip(Path(shards.uri, shards.manifest.part(INDEX_NAME).path), 40)
+    flip(Path(shards.uri, shards.manifest.part(piece_name(0)).path), 40)
     with pytest.raises(DamagedArtifact):
         verify_tars(shards.uri, str(tmp_path / "out"), load_config(), pool=pool)
     assert pool.done == []
