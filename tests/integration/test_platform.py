@@ -63,6 +63,10 @@ def run_in(platform: Platform, *words: str, **variables: str) -> subprocess.Comp
 def test_fill_makes_the_bucket_and_shards_and_finds_them_the_next_time(tmp_path: Path) -> None:
     with platform_folder() as platform, seaweed(tmp_path) as server:
         store = server.variables | {"AWS_ENDPOINT_URL": server.endpoint}
+        refused = run_once("fill", platform, **store | {"HHNET_LOG_LEVEL": "none"})
+        with server.environment():
+            made = s3fs.S3FileSystem().exists("hhnet")
+        assert refused.returncode == 2 and made, "the bucket is there before the ingest, which here ends at once"
         for state in ("done", "unchanged"):
             done = run_once("fill", platform, **store)
             assert done.returncode == 0 and done.stdout.startswith(f"ingest: {state}"), done.stderr
