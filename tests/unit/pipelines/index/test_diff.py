@@ -239,7 +239,8 @@ def test_an_index_of_another_kind_or_other_lists_is_refused(codes: dict[str, str
     index = build_index([codes["old"]], str(tmp_path / "index"), asked, pool=InlinePool()).uri
     add_codes(index, [codes["new"]], FLAT, pool=InlinePool())
     require_settings(open_current(index), asked)
-    for other in (FLAT, Config(index=IndexSettings(kind="ivf", nlist=5))):
+    sized = Config(index=IndexSettings(kind="ivf", nlist=4, part_codes=99))
+    for other in (FLAT, Config(index=IndexSettings(kind="ivf", nlist=5)), sized):
         with pytest.raises(FingerprintMismatch, match=r"is of kind ivf with .*'nlist': 4.* ask for"):
             require_settings(open_current(index), other)
     require_settings(open_current(index), Config(index=IndexSettings(kind="auto", nlist=4)))

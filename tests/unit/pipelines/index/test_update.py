@@ -29,7 +29,8 @@ from tests.support.codes import Rows, random_codes, simple_rows, write_codes
 from tests.support.indexes import FLAT, HNSW, IVF, KINDS, ask, codes_at, keys_of, tars
 from tests.support.inline import InlinePool
 
-MULTIHASH = Config(index=IndexSettings(kind="multihash", workers=1))
+MULTIHASH = Config(index=IndexSettings(kind="multihash", workers=1, part_codes=1))
+PACKED = Config(index=IndexSettings(workers=1, part_codes=250))
 
 
 def sure(answers: list[Any]) -> list[Any]:
@@ -386,7 +387,7 @@ def test_rows_that_were_compacted_away_are_no_difference_of_codes(tmp_path: Path
 # ------------------------------------------------------------------------------------------------------- ten nights
 
 
-@KINDS
+@pytest.mark.parametrize("config", [FLAT, IVF, HNSW, PACKED], ids=["flat", "ivf", "hnsw", "packed"])
 def test_ten_nights_end_with_the_answers_of_a_fresh_build(tmp_path: Path, pool: InlinePool, config: Config) -> None:
     """1% added and 1% removed each night, twice a whole tar, twice compacted, once rolled back and done again."""
     gate = GateSettings(probes=20)
