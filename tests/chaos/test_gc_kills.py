@@ -11,7 +11,7 @@ import pytest
 from pipelines.verify.verify import verify
 from tests.support.checker import Stored, stored
 from tests.support.drivers import Done, run, verb
-from tests.support.jobs import Jobs
+from tests.support.jobs import Jobs, lasting
 from tests.support.report import SEED, report, scaled
 
 pytestmark = pytest.mark.timeout(scaled(300, 3600))
@@ -45,7 +45,7 @@ def litter(tmp_path_factory: pytest.TempPathFactory) -> Litter:
     done = gc(out, failpoints="none=kill")
     assert done.code == 0, done.err
     verify(str(out))
-    return Litter(root, stored(root), stored(out), done.hits["gc.delete.before"])
+    return Litter(root, lasting(stored(root)), lasting(stored(out)), done.hits["gc.delete.before"])
 
 
 @pytest.mark.parametrize("action", ["kill", "enospc"])
@@ -63,11 +63,11 @@ def test_a_gc_that_is_cut_off_has_only_less_left_to_do(
         else:
             assert (done.code, len(done.errors)) == (3, 1), done.err
             assert f"cannot delete {out}/" in done.errors[0]
-        left = stored(out)
+        left = lasting(stored(out))
         gone = len(litter.before) - len(left)
         assert hit - 3 <= gone <= hit  # the records of the two versions that go are passed twice
         assert litter.kept.items() <= left.items() <= litter.before.items()
         verify(str(out))
         assert gc(out).code == 0
-        assert stored(out) == litter.kept
+        assert lasting(stored(out)) == litter.kept
     report("R2 failpoints", verb="gc", point=f"gc.delete.{moment}", action=action, kills=rounds, lost=0)
