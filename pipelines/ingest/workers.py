@@ -24,7 +24,7 @@ from pipelines.ingest.parts import PartWork
 from pipelines.ingest.shard import TarTask, ingest_tar
 from pipelines.storage import Store, scratch_folder
 
-IMAGES_FOR_RAY = 20_000
+IMAGES_FOR_RAY = 100_000
 """Number of images from which on Ray writes the tars if `ingest.workers` is unset; it takes seconds to start."""
 TARS_IN_PROCESS = 2
 """Number of tars that this process writes side by side without Ray."""

@@ -177,14 +177,17 @@ def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None:
 
 def test_a_host_is_never_asked_more_often_at_once_than_allowed(tmp_path: Path) -> None:
     now, most, moving = 0, 0, threading.Lock()
-    together = threading.Barrier(3)
+    together, fourth = threading.Barrier(3), threading.Event()
 
     def slow(request: BaseHTTPRequestHandler) -> None:
         nonlocal now, most
         with moving:
             now += 1
             most = max(most, now)
+            if now > 3:
+                fourth.set()
         together.wait(30)  # three are there at once, or nobody gets an answer
+        fourth.wait(0.2)  # the time in which one more would come
         with moving:
             now -= 1
         body(shot(1))(request)
