@@ -19,7 +19,8 @@ class IngestFlags(Flags):
     source: Annotated[
         str | None,
         typer.Argument(
-            help="Images to ingest: a folder, zip or tar of class folders, or a CSV or Parquet table. With --adopt: a "
+            help="Images to ingest: a folder, zip or tar of class folders, or a CSV or Parquet table of "
+            "paths or URLs. With --adopt: a "
             "folder or s3:// prefix of WebDataset tars, one tar, or t-{000..012}.tar. Leave out with --protocol.",
             metavar="SOURCE",
         ),
@@ -32,7 +33,7 @@ class IngestFlags(Flags):
             "SPLIT",
         ),
     ] = None
-    path_column: Annotated[str, Flag("Table column that holds the image paths.")] = "path"
+    path_column: Annotated[str, Flag("Table column that holds the image paths or URLs.")] = "path"
     label: Annotated[
         list[str] | None,
         Flag(

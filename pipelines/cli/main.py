@@ -54,6 +54,8 @@ def ingest_command(flags: IngestFlags, settings: Config) -> Result:
 
     Example: hhnet ingest --adopt s3://bucket/wds --out s3://bucket/wds --classes names.txt
 
+    Example: hhnet ingest list.parquet --path-column url --label class --out s3://bucket/shards
+
     Example: hhnet ingest photos.zip --out s3://bucket/shards --set ingest.workers=16
 
     Example: hhnet ingest --protocol cifar10 --root cifar-10-batches-bin --out shards

@@ -135,7 +135,15 @@ class IngestSettings(PlacedSettings):
     """Largest share of images that may be unreadable or missing before the run ends degraded (exit 4)."""
     workers: int | None = Field(None, ge=0, le=4096)
     """Processes on Ray that write shards; 0 = this process alone; unset = one per CPU, or this process alone for a
-    source of fewer than 20,000 images."""
+    source of fewer than 100,000 images."""
+    per_host: int = Field(8, ge=1, le=1024)
+    """Images that all workers together fetch at once from one host of a list of URLs; also the most workers then."""
+    url_timeout_s: float = Field(30.0, gt=0, le=3600)
+    """Seconds that one image of a list of URLs may take, with its redirects."""
+    url_attempts: int = Field(3, ge=1, le=100)
+    """Attempts at an image whose server is busy, slow or out of reach."""
+    private_hosts: bool = False
+    """Fetch from private and loopback addresses too; otherwise a list of URLs could reach into this network."""
 
 
 class DataSettings(Section):

@@ -76,12 +76,17 @@ class ImageRows(Generic[R]):
         return self._read_file(name, stamp)
 
 
-def _suffix(data: bytes, path: str | None) -> str:
+def suffix_by_magic(data: bytes) -> str | None:
+    """Return the suffix of a usual image by its first bytes, or None."""
     for magic, suffix in _MAGIC:
         if data.startswith(magic):
             return suffix
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return ".webp"
+    return ".webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
+
+
+def _suffix(data: bytes, path: str | None) -> str:
+    if found := suffix_by_magic(data):
+        return found
     own = Path(path or "").suffix.lower()
     return own if find_unfit_reason("x" + own, 1) is None else ".jpg"
 

@@ -218,8 +218,8 @@ def _write_missing(
 ) -> None:
     """Write the missing tars of these parts, all side by side, and take their receipts. `before` images are known."""
     tasks = [task for part in work for task in part.missing(writers[part.name])]
-    if not (tasks or allow_degraded):
-        tasks = _second_try(work, opened.listing, config.ingest.skip_budget)
+    if not tasks:
+        tasks = _second_try(work, opened.listing, 1.0 if allow_degraded else config.ingest.skip_budget)
     total = sum(part.samples for part in work)
     left = sum(len(task.samples) for task in tasks)
     say_resumed("ingest", before + total - left, before + total, "images")
@@ -233,9 +233,9 @@ def _write_missing(
 
 
 def _second_try(work: Sequence[PartWork], listing: Listing, budget: float) -> list[TarTask]:
-    """Return the tars with images that may be readable now, if the run before ended because too many were lost."""
-    lost = sum(len(part.unread) for part in work)
-    if not listing.exceeds_budget(sum(part.samples for part in work) - lost, budget, lost):
+    """Return the tars with images that may be readable now, if the run before ended as too many or all were lost."""
+    lost, images = sum(len(part.unread) for part in work), sum(part.samples for part in work)
+    if lost < images and not listing.exceeds_budget(images - lost, budget, lost):
         return []
     return [task for part in work if not part.whole for task in part.retryable()]
 

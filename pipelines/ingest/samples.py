@@ -25,6 +25,7 @@ _ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz2", ".
 
 # `.` ends a key and `%` begins an escape. A tar, a Parquet string or the stock webdataset reader cannot hold the rest.
 _ENCODED = re.compile(r"[.%\x00-\x1f\x7f\ud800-\udfff]")
+_EMPTY_NAME = re.compile(r"(?<=/)/|/$")
 _HIDDEN = re.compile(r"__[^/]*__(/|$)")
 
 
@@ -108,8 +109,11 @@ def digest_stamps(stamps: Iterable[str]) -> str:
 
 
 def sample_key(path: str, whole: bool = False) -> str:
-    """Return the key of a file: its path without the suffix, or the `whole` path, percent-encoded where necessary."""
+    """Return the key of a file: its path or URL without the suffix, or the `whole`, percent-encoded as needed."""
     key = _ENCODED.sub(_percent, path if whole else os.path.splitext(path)[0])  # noqa: PTH122 - a Path per file is slow
+    if "://" in key:  # a URL: without its scheme, and without names that a tar would have as empty ones
+        scheme, _, rest = key.partition("://")
+        key = (f"{scheme}:/" if whole else "") + _EMPTY_NAME.sub("%2F", rest)
     # The stock webdataset reader skips names that begin with a folder like __NAME__.
     return "%5F" + key[1:] if _HIDDEN.match(key) else key
 

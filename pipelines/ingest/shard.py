@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import TarReceipt, UnreadFile
 from pipelines.artifacts.parquet import parquet_bytes
 from pipelines.errors import DamagedArtifact, FingerprintMismatch
+from pipelines.ingest.fetch import HEAD_BYTES, UrlReader, url_suffix
 from pipelines.ingest.samples import PlannedSample, digest_stamps
-from pipelines.ingest.skips import SkipReason
 from pipelines.ingest.sources import make_printable
 from pipelines.shards.folders import Read, Unreadable
 from pipelines.shards.shards import scan_tar, write_tar
@@ -78,6 +79,7 @@ def ingest_tar(task: TarTask, writer: ArtifactWriter, folder: Path, advance: Cal
             rows = writer.put_part(f"{task.stem}.parquet", parquet_bytes(table), table.num_rows, folder=RECEIPTS)
     finally:
         path.unlink(missing_ok=True)
+        shutil.rmtree(path.with_suffix(".images"), ignore_errors=True)
     receipt = TarReceipt(part=part, rows=rows, stamps=task.stamps, unread=tuple(unread))
     if task.known:
         return receipt
@@ -105,40 +107,44 @@ def build_tar(path: Path, task: TarTask, unread: list[UnreadFile], advance: Call
     The tar's bytes depend on the samples alone. Samples whose image cannot be read go to `unread`. Raises
     DamagedArtifact if the tar does not hold what was read.
     """
-    read: dict[str, tuple[PlannedSample, bytes]] = {}
+    read: dict[str, tuple[PlannedSample, str, bytes]] = {}
+    read_image, fetched = task.read, isinstance(task.read, UrlReader)
+    if isinstance(task.read, UrlReader):  # it advances as it fetches
+        urls = [sample.path for sample in task.samples]
+        read_image = task.read.fetch(urls, path.with_suffix(".images"), advance)
 
     def members() -> Iterator[dict[str, Any]]:
         for sample in task.samples:
-            advance()
+            if not fetched:
+                advance()
             try:
-                image = task.read(sample.path, sample.stamp)
+                image = read_image(sample.path, sample.stamp)
             except Unreadable as error:
                 if task.required:
                     raise
                 unread.append(_unread(sample, error))
                 continue
-            read[sample.key] = sample, hashlib.sha256(image).digest()
-            yield _members(sample, image)
+            suffix = (url_suffix(image[:HEAD_BYTES]) or "") if fetched else sample.suffix
+            read[sample.key] = sample, f"{sample.key}.{suffix}", hashlib.sha256(image).digest()
+            yield _members(sample, suffix, image)
 
     write_tar(path, members())
-    labels = {key: sample.labels for key, (sample, _) in read.items()}
-    images = {key: f"{key}.{sample.suffix}" for key, (sample, _) in read.items()}
-    paths = {key: make_printable(sample.path) for key, (sample, _) in read.items()}
+    labels = {key: sample.labels for key, (sample, _, _) in read.items()}
+    images = {key: image for key, (_, image, _) in read.items()}
+    paths = {key: make_printable(sample.path) for key, (sample, _, _) in read.items()}
     table = scan_tar(path, task.tar, labels, images, paths)
     written = [members[0]["sha256"] for members in table["members"].to_pylist()]
-    if written != [digest for _, digest in read.values()]:
+    if written != [digest for _, _, digest in read.values()]:
         raise DamagedArtifact(f"{path}: what was written is not what was read")
     return table
 
 
 def _unread(sample: PlannedSample, error: Unreadable) -> UnreadFile:
-    return UnreadFile(
-        path=make_printable(sample.path), reason=SkipReason.UNREADABLE.value, detail=make_printable(error.detail)
-    )
+    return UnreadFile(path=make_printable(sample.path), reason=error.reason, detail=make_printable(error.detail))
 
 
-def _members(sample: PlannedSample, image: bytes) -> dict[str, Any]:
-    members: dict[str, Any] = {"__key__": sample.key, sample.suffix: image}
+def _members(sample: PlannedSample, suffix: str, image: bytes) -> dict[str, Any]:
+    members: dict[str, Any] = {"__key__": sample.key, suffix: image}
     if len(sample.labels) == 1 and sample.metadata is None:
         members["cls"] = b"%d" % sample.labels[0]
     else:

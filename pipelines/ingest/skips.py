@@ -31,8 +31,19 @@ class SkipReason(StrEnum):
     NO_LABEL = "no_label"
     """The data set has no label for the picture, and the protocol leaves such pictures out."""
 
+    UNREACHABLE = "unreachable"
+    """The server of a URL does not answer, is too busy or too slow, or cuts its answer short."""
+    REFUSED = "refused"
+    """The server refuses the URL, and will refuse it again."""
+    REDIRECTED = "redirected"
+    """The URL redirects too often, or to what is no plain http or https URL."""
+    PRIVATE = "private"
+    """The URL leads to a private address."""
+    NOT_AN_IMAGE = "not_an_image"
+    """What a URL holds is no image, by its type or its first bytes."""
 
-RETRYABLE = frozenset({SkipReason.UNREADABLE})
+
+RETRYABLE = frozenset({SkipReason.UNREADABLE, SkipReason.UNREACHABLE})
 """Reasons that may go away: a run that lost too many pictures is given again, and then these are read again."""
 NO_LOSS = frozenset(
     {SkipReason.HIDDEN, SkipReason.WRONG_SUFFIX, SkipReason.STRAY, SkipReason.REPLACED, SkipReason.NO_LABEL}

@@ -2,7 +2,7 @@
 
     folder, zip, tar   class = the first folder below the source, see `layout`
     CSV, Parquet       `path,label[,label2...]`, paths relative to the table's folder, other columns = metadata;
-                       a Parquet table may hold the images themselves
+                       a Parquet table may hold the images themselves, and any table URLs in place of paths
 
 Nothing is extracted by name: a zip is read in place, member by member, and a tar is streamed once into one scratch
 file. A file with the suffix of an image is a sample; every other file is skipped with a reason.
@@ -35,7 +35,7 @@ from pipelines.ingest.layout import (
     place_pictures,
     wrapping_folders,
 )
-from pipelines.ingest.skips import NO_LOSS, SkipReason
+from pipelines.ingest.skips import NO_LOSS, RETRYABLE, SkipReason
 from pipelines.ingest.zips import SomeMembers, content_stamp, list_guessed_names, list_zip, open_zip, zip_reader
 from pipelines.shards.containers import SUFFIXES
 from pipelines.shards.folders import FolderReader, Found, Read, is_hidden, walk_folder
@@ -87,7 +87,8 @@ class Listing:
     reasons: Counter[str] = field(default_factory=Counter)
     suffixes: Counter[str] = field(default_factory=Counter)
     """Counts of the files that were skipped for their suffix, by that suffix in lower case."""
-    named: list[dict[str, str]] = field(default_factory=list)
+    named: list[dict[str, str | bool]] = field(default_factory=list)
+    first: dict[str, str] | None = None
     first_lost: dict[str, str] | None = None
     notes: list[str] = field(default_factory=list)
     """Notes on the source for the user, one line each."""
@@ -117,7 +118,9 @@ class Listing:
         if len(self.named) < SKIPPED_NAMED or (lost and self.first_lost is None):
             named = {"path": make_printable(path)[:MAX_NAME_BYTES], "reason": str(reason)}
             named |= {"detail": make_printable(detail)} if detail else {}
-            self.named += [named] if len(self.named) < SKIPPED_NAMED else []
+            more = {"retryable": reason in RETRYABLE} if "://" in path else {}
+            self.named += [{**named, **more}] if len(self.named) < SKIPPED_NAMED else []
+            self.first = self.first or named
             if lost:
                 self.first_lost = self.first_lost or named
         self.bound(0)
@@ -137,7 +140,7 @@ class Listing:
     @property
     def lost_files(self) -> list[str]:
         """Paths of the first skipped pictures, stray ones too."""
-        return [file["path"] for file in self.named if file["reason"] not in NO_LOSS - {SkipReason.STRAY}]
+        return [str(file["path"]) for file in self.named if file["reason"] not in NO_LOSS - {SkipReason.STRAY}]
 
     @property
     def skipped_reasons(self) -> dict[str, int]:
@@ -164,7 +167,7 @@ class Listing:
 
     def why_skipped(self) -> str:
         """Describe the skipped files: reasons with counts, the suffixes that no picture has, and the first file."""
-        return _counted(self.reasons, next(iter(self.named), None), self.skipped_suffixes)
+        return _counted(self.reasons, self.first, self.skipped_suffixes)
 
     def add(self, entry: SourceImage) -> None:
         """Add a sample."""
@@ -219,7 +222,7 @@ def open_source(path: Path, layout: Layout | None = None, limits: SourceLimits =
     if path.is_dir():
         files.meet_all(walk_folder(path))
         read = FolderReader(str(path.absolute()))
-        yield files.source(layout, read, sendable(read))
+        yield files.source(layout, read, lambda _: read)
     elif path.name.lower().endswith(_TAR_SUFFIXES):
         with scratch_folder() as scratch, (scratch / "spool").open("w+b") as spool:
             files.meet_all(_spool_tar(path, spool, limits.file_bytes))
@@ -359,11 +362,6 @@ class _Below:
 
     def __call__(self, path: str, stamp: str = "", /) -> bytes:
         return self.read(self.wrapper + path, stamp)
-
-
-def sendable(read: Read) -> Callable[[Sequence[str]], Read] | None:
-    """Return the `remote` of a source that is read by `read`: the same reader, if another process can have it."""
-    return (lambda _: read) if isinstance(read, FolderReader) else None
 
 
 def _refusal(path: str, found: Found, limit: int) -> SkipReason | None:

@@ -29,10 +29,12 @@ from pipelines.ingest.columns import (
     read_features,
 )
 from pipelines.ingest.csv_rows import read_csv
+from pipelines.ingest.fetch import UrlReader, find_url_fault, is_url
 from pipelines.ingest.image_rows import ImageRows
 from pipelines.ingest.path_resolver import FileAt, PathResolver
+from pipelines.ingest.samples import sample_key
 from pipelines.ingest.skips import SkipReason
-from pipelines.ingest.sources import Listing, Source, SourceImage, find_unfit_reason, sendable
+from pipelines.ingest.sources import Listing, Source, SourceImage, find_unfit_reason
 from pipelines.shards.folders import FolderReader, Read
 from pipelines.storage import scratch_folder
 
@@ -47,6 +49,10 @@ ROWS_AT_ONCE = 8192
 """Rows that are read from a Parquet table of paths at once."""
 COLUMNS_NAMED = 50
 """Number of columns that an error names."""
+LISTED = "listed"
+"""Stamp of an image at a URL: what was fetched once is not asked for again."""
+MAX_URL_KEY = 1000
+"""Longest key of a URL: with the suffix of an image it has to fit into the name of a tar's member."""
 IMAGES_AT_ONCE = 64
 """Rows that are read from a Parquet table of images at once."""
 
@@ -138,7 +144,8 @@ class _Found:
     def source(self, read: Read) -> Source:
         """Return the opened source."""
         columns = {name: str(kind) for name, kind in sorted(self.kinds.items())}
-        return Source(self.listing, read, columns=columns, remote=sendable(read))
+        remote = (lambda _: read) if isinstance(read, FolderReader | UrlReader) else None
+        return Source(self.listing, read, columns=columns, remote=remote)
 
 
 def find_tables(path: Path, is_folder: bool) -> list[Path]:
@@ -189,15 +196,13 @@ def open_table(
     """
     found = _Found(Listing(str(path), limits=limits))
     if path.suffix.lower() != ".parquet" and tables == [path]:
-        _list_paths(path, root, columns.path, _csv_rows(path, columns, encoding, found), found)
-        yield found.source(FolderReader(str(root or path.parent)))
+        yield found.source(_list_paths(path, root, columns.path, _csv_rows(path, columns, encoding, found), found))
         return
     if encoding is not None:
         raise InputError(f"{path}: --encoding is for a CSV: a Parquet file is UTF-8")
     first = _ParquetTable(tables[0], columns, limits.reading_bytes)
     if not first.with_images:
-        _list_paths(path, root, columns.path, first.rows(found), found)
-        yield found.source(FolderReader(str(root or path.parent)))
+        yield found.source(_list_paths(path, root, columns.path, first.rows(found), found))
         return
     base = path.parent if tables == [path] else path
     splits = sorted({split for name in tables if (split := _split_of(name))})
@@ -224,12 +229,17 @@ def _split_of(table: Path) -> str | None:
     return named[1] if named else None
 
 
-def _list_paths(path: Path, root: Path | None, column: str, rows: Iterator[TableRow], found: _Found) -> None:
-    """List the files whose paths are in a column. Raises InputError if none can be found."""
+def _list_paths(path: Path, root: Path | None, column: str, rows: Iterator[TableRow], found: _Found) -> Read:
+    """List the files whose paths or URLs are in a column, and return their reader. InputError if none can be found."""
     read, places = list(rows), PathResolver(root or path.parent)
     named = [row for row in read if row.image.strip()]
     if read and not named:
         raise InputError(f"{path}: the column {column!r} is empty in every row: --path-column names another")
+    if named and is_url(named[0].image):
+        if root is not None:
+            raise InputError(f"{path} lists URLs, which lie below no folder: leave out --root")
+        _list_urls(path, column, read, found)
+        return UrlReader(found.listing.limits.file_bytes)
     at: dict[int, FileAt | SkipReason] = {row.number: places.find(row.image) for row in named}
     lost = [row for row in named if isinstance(at[row.number], SkipReason)]
     if root is not None and lost:
@@ -253,6 +263,23 @@ def _list_paths(path: Path, root: Path | None, column: str, rows: Iterator[Table
         else:
             found.stamps.setdefault(place.path, place.stamp)
             found.keep(place.path, row, str(path))
+    found.close()
+    return FolderReader(str((root or path.parent).absolute()))
+
+
+def _list_urls(path: Path, column: str, rows: Sequence[TableRow], found: _Found) -> None:
+    """List the URLs in a column; they are not asked for here."""
+    for row in rows:
+        url = row.image.strip()
+        fault = find_url_fault(url) if is_url(url) else "no URL, unlike the first one" if url else ""
+        if not url:
+            found.listing.skip(path.name, SkipReason.MISSING, f"row {row.number}: the column {column!r} is empty")
+        elif fault or len(sample_key(url, whole=True)) > MAX_URL_KEY:
+            shown = path.name if "@" in url else url  # what stands before an @ may be a secret
+            found.listing.skip(shown, SkipReason.UNSAFE_NAME, f"row {row.number}: {fault or 'too long a URL'}")
+        else:
+            found.stamps.setdefault(url, LISTED)
+            found.keep(url, row, str(path))
     found.close()
 
 

@@ -2,24 +2,29 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import TarReceipt
+from pipelines.artifacts.host import allowed_cpus
 from pipelines.artifacts.runs import RunLog
 from pipelines.cluster.metrics import Meter
 from pipelines.cluster.ray_pool import Pool
-from pipelines.cluster.session import require_shared_source
+from pipelines.cluster.session import ray_address, require_shared_source
 from pipelines.cluster.submit import job_address
 from pipelines.config.settings import Config
 from pipelines.errors import WorkFailed
+from pipelines.ingest.fetch import UrlReader
 from pipelines.ingest.parts import PartWork
 from pipelines.ingest.shard import TarTask, ingest_tar
-from pipelines.storage import Store, map_in_order, scratch_folder
+from pipelines.storage import Store, scratch_folder
 
-IMAGES_FOR_RAY = 20_000
+IMAGES_FOR_RAY = 100_000
 """Number of images from which on Ray writes the tars if `ingest.workers` is unset; it takes seconds to start."""
 TARS_IN_PROCESS = 2
 """Number of tars that this process writes side by side without Ray."""
@@ -41,19 +46,24 @@ def ingest_tars(
     """
     if not tasks:
         return
+    workers = config.ingest.workers
+    reader = tasks[0].read
+    if isinstance(reader, UrlReader):
+        tasks, workers = _polite(tasks, reader, config)
     if not _wants_ray(tasks, config):
-        yield from _in_threads(tasks, parts, advance)
+        yield from _in_threads(tasks, parts, advance, min(workers or TARS_IN_PROCESS, TARS_IN_PROCESS))
         return
     work, _, _ = parts[tasks[0].part]
     roots = {name: (one.store.uri, one.mark) for name, (one, _, _) in parts.items()}
     with pool(work.store, config, config.ingest) as map_items:
-        require_shared_source(source, config)
+        if not isinstance(reader, UrlReader):
+            require_shared_source(source, config)
         outcomes = map_items(
             TarIngester,
             (roots,),
             tasks,
             verb="ingest",
-            workers=config.ingest.workers,
+            workers=workers,
             label=lambda task: task.tar,
             failed=lambda task, attempt: parts[task.part][2].record_attempts(task.tar, (attempt,), {}),
         )
@@ -75,25 +85,53 @@ def _wants_ray(tasks: Sequence[TarTask], config: Config) -> bool:
     return sum(len(task.samples) for task in tasks) >= IMAGES_FOR_RAY and find_spec("ray") is not None
 
 
+def _polite(tasks: Sequence[TarTask], reader: UrlReader, config: Config) -> tuple[list[TarTask], int]:
+    """Return the tasks with readers that together ask a host as often at once as is allowed, and the most workers."""
+    settings = config.ingest
+    workers = TARS_IN_PROCESS
+    if _wants_ray(tasks, config):
+        cpus = (config.ray.cpus or allowed_cpus()) if ray_address(config) == "local" else settings.per_host
+        workers = settings.workers or cpus
+    workers = min(workers, settings.per_host)
+    share = settings.per_host // workers
+    how = UrlReader(reader.file_bytes, share, settings.url_attempts, settings.url_timeout_s, settings.private_hosts)
+    return [replace(task, read=how, remote=lambda _: how) for task in tasks], workers
+
+
 def _in_threads(
     tasks: Sequence[TarTask],
     parts: Mapping[str, tuple[PartWork, ArtifactWriter, RunLog]],
     advance: Callable[[int], None],
+    at_once: int,
 ) -> Done:
-    moving = threading.Lock()
+    moving, ended = threading.Lock(), threading.Event()
 
     def step() -> None:
+        if ended.is_set():  # an error or an interrupt elsewhere: what is under way need not be waited for
+            raise WorkFailed("the ingest ended")
         with moving:
             advance(1)
 
-    with scratch_folder() as scratch:
+    with scratch_folder() as scratch, ThreadPoolExecutor(at_once, "ingest") as pool:
 
         def make(task: TarTask) -> TarReceipt:
             folder = scratch / f"part-{task.part}"
             folder.mkdir(exist_ok=True)
             return ingest_tar(task, parts[task.part][1], folder, step)
 
-        yield from zip(tasks, map_in_order(make, tasks, TARS_IN_PROCESS), strict=True)
+        under_way: deque[tuple[TarTask, Future[TarReceipt]]] = deque()
+        try:
+            for task in tasks:
+                under_way.append((task, pool.submit(make, task)))
+                if len(under_way) > at_once:
+                    done, future = under_way.popleft()
+                    yield done, future.result()
+            for done, future in under_way:
+                yield done, future.result()
+        except BaseException:
+            ended.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 class TarIngester:

@@ -44,11 +44,11 @@ class Read(Protocol):
 
 
 class Unreadable(InputError):
-    """One file of a source cannot be read. `detail` is the message of the system or the archive."""
+    """One file of a source cannot be read. `detail` is the message of the system, the archive or the server."""
 
-    def __init__(self, message: str, detail: str) -> None:
+    def __init__(self, message: str, detail: str, reason: str = "unreadable") -> None:
         super().__init__(message)
-        self.detail = detail
+        self.detail, self.reason = detail, reason
 
 
 def is_hidden(path: str) -> bool:

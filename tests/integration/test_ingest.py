@@ -13,6 +13,7 @@ from pipelines.ingest.ingest import ingest
 from pipelines.verify.verify import verify
 from tests.support.folders import tree, zip_of
 from tests.support.runs import run_record
+from tests.support.web import body, web_server
 
 SMALL = "ingest.samples_per_shard=5"
 
@@ -67,3 +68,15 @@ def test_killed_workers_and_a_killed_driver_leave_the_same_bytes(pictures: Path,
     assert ingest(str(pictures), str(tmp_path / "cut"), on(0)).status == "done"
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
     assert verify(str(tmp_path / "cut")).orphans == []
+
+
+def test_workers_fetch_a_list_of_urls(pictures: Path, tmp_path: Path, local_ray: None) -> None:
+    files = sorted(pictures.rglob("*.jpg"))
+    with web_server({f"/{number}": body(file.read_bytes()) for number, file in enumerate(files)}) as server:
+        rows = [f"{server}/{number},{file.parent.name}\n" for number, file in enumerate(files)]
+        (tmp_path / "list.csv").write_text("path,label\n" + "".join(rows) + f"{server}/nowhere,x\n")
+        for workers in (0, 2):
+            config = load_config(sets=[SMALL, f"ingest.workers={workers}", "ingest.private_hosts=true"])
+            result = ingest(str(tmp_path / "list.csv"), str(tmp_path / str(workers)), config, allow_degraded=True)
+            assert (result.samples, result.skipped_reasons) == (len(files), {"missing": 1})
+    assert tree(tmp_path / "0") == tree(tmp_path / "2")

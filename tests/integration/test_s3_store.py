@@ -96,6 +96,23 @@ def test_an_artifact_is_committed_opened_and_checked(server: Seaweed, tmp_path: 
         artifact.read(part)
 
 
+def test_ingest_fetches_objects_by_their_urls(server: Seaweed, tmp_path: Path) -> None:
+    pictures.write_folder(tmp_path / "images", classes=1, per_class=3)
+    source, out = Store(server.uri("pictures")), str(tmp_path / "out")
+    files = sorted((tmp_path / "images").rglob("*.*g"))
+    for file in files:
+        source.put(file.name, file)
+    names = [*(file.name for file in files), "x"]
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"{source.uri}/{name}\n" for name in names))
+    result = ingest(str(tmp_path / "list.csv"), out, load_config(), label_columns=[], allow_degraded=True).as_json()
+    assert result["skipped_files"] == [
+        {"path": f"{source.uri}/x", "reason": "missing", "detail": "no such object", "retryable": False}
+    ]
+    shards = open_shards(out)
+    found = {sample.record.path: sample.image for shard in shards.shards for sample in shards.read(shard)}
+    assert found == {f"{source.uri}/{file.name}": file.read_bytes() for file in files}
+
+
 def test_ingest_writes_the_same_bytes_as_on_a_disk(server: Seaweed, tmp_path: Path) -> None:
     pictures.write_folder(tmp_path / "images")
     config = load_config(sets=["ingest.samples_per_shard=10"])

@@ -177,6 +177,10 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
         *(
             "ingest.skip_budget",
             "ingest.workers",
+            "ingest.per_host",
+            "ingest.url_timeout_s",
+            "ingest.url_attempts",
+            "ingest.private_hosts",
             "store.unsigned",
             "encode.workers",
             "encode.reject_budget",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.config.loading import load_config
-from pipelines.errors import Degraded, FingerprintMismatch, UsageError, WorkFailed
+from pipelines.errors import Degraded, FingerprintMismatch, InputError, UsageError, WorkFailed
 from pipelines.ingest.ingest import ingest
 from pipelines.shards.folders import FolderReader
 from pipelines.verify.verify import verify
@@ -115,6 +115,20 @@ def test_an_image_that_is_readable_again_is_taken_by_the_rerun(folder: Path, tmp
     again = ingest(str(path), str(tmp_path / "out"), SMALL)
     assert (again.status, again.digest, again.skipped) == ("done", whole.digest, 0)
     assert (tmp_path / "out/manifest.json").read_bytes() == (tmp_path / "whole/manifest.json").read_bytes()
+
+
+def test_a_source_that_was_unreadable_throughout_is_read_again(folder: Path, tmp_path: Path) -> None:
+    path = zip_of(folder, tmp_path / "x.zip", method=zipfile.ZIP_STORED)
+    data = path.read_bytes()
+    broken = bytearray(data)
+    for picture in folder.rglob("*.*g"):
+        broken[data.find(picture.read_bytes()) + 50] ^= 1
+    path.write_bytes(broken)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"holds no images \(24 skipped: unreadable 24"):
+            ingest(str(path), str(tmp_path / "out"), SMALL, allow_degraded=True)
+    path.write_bytes(data)
+    assert ingest(str(path), str(tmp_path / "out"), SMALL, allow_degraded=True).status == "done"
 
 
 def test_a_rerun_of_a_degraded_ingest_names_what_was_skipped(folder: Path, tmp_path: Path) -> None:
