@@ -19,7 +19,7 @@ from flows.verbs import OutOption, RunFileOption
 from pipelines.cli.help import Flag
 from pipelines.cli.verb import SetsOption
 from pipelines.config.loading import config_from, load_tree
-from pipelines.config.settings import parse_duration
+from pipelines.config.values import parse_duration
 from pipelines.console import NOTICE
 from pipelines.errors import ConfigError, HHNetError, Unavailable
 

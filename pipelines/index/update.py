@@ -200,13 +200,13 @@ def _adding(base: Base, sets: Sequence[CodesSet], replace_changed: bool) -> Chan
     facts = {"added": added, "shards_added": filled}
     if replace_changed:
         facts["shards_replaced"] = len(replaced)
-    tasks, placed = _place(base, sources)
+    tasks, placed = _fill_parts(base, sources)
     # Tars without codes get an ordinal when others are added; on their own they do not justify a new version.
     change = Change({**base.shards, **placed}, removed, tasks if added or replaced else (), used, facts)
     return _without(base, change, set())
 
 
-def _place(base: Base, sources: Sequence[ShardSource]) -> tuple[list[PartTask], dict[int, IndexedShard]]:
+def _fill_parts(base: Base, sources: Sequence[ShardSource]) -> tuple[list[PartTask], dict[int, IndexedShard]]:
     """Return the parts to build for these shards, and the shards in their parts, by ordinal.
 
     A shard whose earlier codes are in a part takes their place there. All others go on from the last part.

@@ -16,7 +16,7 @@ from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import NAMED_FOLDERS, list_referenced, open_current, open_version, read_all_manifests
-from pipelines.config.settings import parse_duration
+from pipelines.config.values import parse_duration
 from pipelines.errors import ConfigError, InputError, StoreUnavailable
 from pipelines.index.reader import find_newest_made
 from pipelines.storage import ObjectInfo, Store

@@ -65,7 +65,9 @@ class Spread:
                 return
             batches = _batches(items, sizes)
             with self.pool(self.store, self.config) as map_items:
-                for outcome in map_items(type(prover).open, args, batches, verb="verify", workers=None, label=_label):
+                for outcome in map_items(
+                    type(prover).open, args, batches, verb="verify", workers=None, label=_batch_label
+                ):
                     if outcome.error is not None:
                         raise WorkFailed(f"{self.store.uri}: {outcome.error}: verify again, it goes on from here")
                     yield from zip(outcome.item, outcome.result, strict=True)
@@ -79,5 +81,5 @@ def _batches(items: Sequence[T], sizes: Sequence[int]) -> list[list[T]]:
     return [[item for _, item in batch] for _, batch in groupby(numbered, key=lambda pair: pair[0])]
 
 
-def _label(batch: Sequence[object]) -> str:
+def _batch_label(batch: Sequence[object]) -> str:
     return f"{len(batch)} of verify"
