@@ -90,6 +90,8 @@ def parse_list(data: bytes, ref: ListRef, model: type[E], where: str) -> tuple[E
 
     table = read_parquet(data, where)
     require_schema(table, list_schema(ref.holds), where)
+    if any(column.null_count for column in table.columns):
+        raise DamagedArtifact(f"{where} has empty cells")
     names = table.column(0).to_pylist()
     rising = all(one < other for one, other in pairwise(names))
     if not rising or len(names) != ref.entries or (names[0], names[-1]) != (ref.first, ref.last):

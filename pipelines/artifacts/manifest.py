@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from pipelines.artifacts.lists import INLINE_ENTRIES, Holds, ListRef, pack_lists, parse_list
 from pipelines.artifacts.nearby import explain_absence
@@ -80,9 +80,13 @@ def _wrong(entry: ErrorDetails) -> str:
 F = TypeVar("F", bound=Facts)
 
 
-def _receipt_bytes(value: object) -> object:
+def _receipt_bytes(value: object) -> bytes:
     """Return a receipt as canonical JSON, from its values in a manifest or its bytes in a list."""
-    return canonical_json(value) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return canonical_json(value)
+    if not isinstance(value, bytes):
+        raise ValueError("a receipt is a JSON object")
+    return value
 
 
 def _receipt_json(data: bytes) -> object:
@@ -274,9 +278,10 @@ def parse_manifest(data: bytes, store: Store, name: str) -> Manifest:
             older = f"and this hhnet reads {MANIFEST_FORMAT} only: make the artifact again"
             raise ConfigError(f"{where} has format {found}, {newer if found > MANIFEST_FORMAT else older}")
         manifest = Manifest.model_validate(fields)
-    except (ValueError, ValidationError, RecursionError) as error:
+        digest = manifest_digest(manifest.model_dump(mode="json"))
+    except (ValueError, PydanticSerializationError, RecursionError) as error:
         raise DamagedArtifact(f"{where} is not a manifest: {str(error).splitlines()[0]}") from None
-    if manifest.digest != manifest_digest(manifest.model_dump(mode="json")):
+    if manifest.digest != digest:
         raise DamagedArtifact(f"{where} does not match its own digest")
     _require_inside(where, [*manifest.named_parts, *manifest.named_receipts, *manifest.lists])
     manifest._store = store

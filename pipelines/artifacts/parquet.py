@@ -5,13 +5,15 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import DamagedArtifact
 from pipelines.storage import sha256_of
+
+T = TypeVar("T")
 
 _ARROW = {bool: pa.bool_(), int: pa.int32(), str: pa.string()}
 
@@ -47,6 +49,18 @@ def table_of_rows(schema: pa.Schema, rows: Sequence[object]) -> pa.Table:
 def columns_of(rows: Sequence[object], *names: str) -> dict[str, list[Any]]:
     """Return columns from the attributes of these names."""
     return {name: [getattr(row, name) for row in rows] for name in names}
+
+
+def rows_of(table: pa.Table, row: type[T], where: str) -> list[T]:
+    """Return the rows of a table as objects of the dataclass `row`; further columns are left out.
+
+    Raises DamagedArtifact for an empty cell.
+    """
+    names = schema_of_rows(row).names
+    table = table.select(names)
+    if any(column.null_count for column in table.columns):
+        raise DamagedArtifact(f"{where} has empty cells")
+    return [row(**cells) for cells in table.to_pylist()]
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -108,9 +108,25 @@ def read_all_manifests(store: Store, but: Container[int] = ()) -> dict[str, Arti
     return named if known and known[0] > 1 else {"manifest.json": first, **named}
 
 
-def open_input_version(artifact: Artifact, role: str, uri: str | None = None) -> Artifact:
+class VersionsRead:
+    """The versions of artifacts that were read for one command, so that each is read once."""
+
+    def __init__(self) -> None:
+        self._by_root: dict[str, dict[str, Artifact]] = {}
+
+    def find(self, first: Artifact, digest: str) -> Artifact | None:
+        """Return the version with this digest at the root of `first`, or None if there is none."""
+        if first.uri not in self._by_root:
+            self._by_root[first.uri] = {one.digest: one for one in read_all_manifests(first.store).values()}
+        return self._by_root[first.uri].get(digest)
+
+
+def open_input_version(
+    artifact: Artifact, role: str, uri: str | None = None, read: VersionsRead | None = None
+) -> Artifact:
     """Open the input of `role` in the version that was used, from `uri` or else from its remembered place.
 
+    A caller with many inputs keeps what was `read`.
     Raises FingerprintMismatch where no version there has the digest that was used.
     """
     expected = artifact.manifest.input(role)
@@ -120,9 +136,8 @@ def open_input_version(artifact: Artifact, role: str, uri: str | None = None) ->
     found = open_artifact(where, expected.kind)
     if found.digest == expected.digest:
         return found
-    for version in read_all_manifests(found.store).values():
-        if version.digest == expected.digest:
-            return version
+    if (version := (read or VersionsRead()).find(found, expected.digest)) is not None:
+        return version
     raise FingerprintMismatch(
         f"{artifact.uri} was made from {expected.kind} {expected.digest[:12]}, but {found.uri} is "
         f"{found.digest[:12]}: name the right one with --{expected.kind}"
@@ -206,9 +221,9 @@ def publish_manifest(artifact: Artifact, path: str, number: int) -> None:
         raise _overtaken(artifact.store, number)
     # Look again: gc may have deleted objects between the first look and the publication.
     gone_now = _unpublishable(artifact, path)
-    if path in gone_now:
+    if {path, *(ref.path for ref in artifact.manifest.lists)} & {*gone_now}:
         put_manifest(artifact)
-        gone_now.remove(path)
+        gone_now = _unpublishable(artifact, path)
     for gone in gone_now:
         raise DamagedArtifact(
             f"{artifact.uri}/{gone} was deleted while version {number}, which names it, was published: publish the "
@@ -284,8 +299,13 @@ def list_referenced(artifact: Artifact) -> list[Entry]:
 
 
 def list_lost(artifact: Artifact) -> set[str]:
-    """Return the names of published objects that are missing or cut in one listing of the root."""
+    """Return the names of published objects that are missing or cut in one listing of the root.
+
+    Where lists are, these alone: only they can tell what else there was.
+    """
     there = artifact.store.entries()
+    if lists := missing_paths(there, artifact.manifest.lists):
+        return set(lists)
     return {*missing_paths(there, list_referenced(artifact))} | {
         name for name in ("identity.json", "manifest.json") if name not in there
     }

@@ -15,7 +15,7 @@ from hhnet import unpack_bits
 from pipelines.artifacts.facts import CodesMeta, Receipt
 from pipelines.artifacts.manifest import Artifact, Part
 from pipelines.artifacts.tables import codes_schema, read_table
-from pipelines.artifacts.versions import open_current, open_input_version
+from pipelines.artifacts.versions import VersionsRead, open_current, open_input_version
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError
 from pipelines.storage import Store, map_in_order
 
@@ -95,7 +95,7 @@ def open_codes(source: str | Artifact) -> CodesSet:
     return CodesSet(artifact, meta.bits, meta.classes, meta.has_real_codes)
 
 
-def open_codes_used(index: Artifact, digest: str, near: str) -> CodesSet | None:
+def open_codes_used(index: Artifact, digest: str, near: str, read: VersionsRead) -> CodesSet | None:
     """Return the codes with this digest that parts of an index come from, or None if they no longer exist.
 
     Looks among the versions at `near` and at the place that the index remembers.
@@ -103,7 +103,7 @@ def open_codes_used(index: Artifact, digest: str, near: str) -> CodesSet | None:
     role = next((entry.role for entry in index.manifest.inputs if entry.digest == digest), None)
     for where in (near, None) if role else ():
         with suppress(InputError, FingerprintMismatch):
-            return open_codes(open_input_version(index, str(role), where))
+            return open_codes(open_input_version(index, str(role), where, read))
     return None
 
 

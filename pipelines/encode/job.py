@@ -121,6 +121,12 @@ def find_missing_work(store: Store, opened: ShardSet) -> tuple[Artifact | None, 
     published, known, lost_tasks = None, set[str](), list[ShardTask]()
     if store.size("manifest.json") is not None:
         published = open_current(store, "codes")
+        lists = {ref.path for ref in published.manifest.lists}
+        if (gone := lists & list_lost(published)) and published.manifest.to_bytes() != store.read("manifest.json"):
+            raise DamagedArtifact(f"{store.uri}/{min(gone)} is gone, and only it names codes: encode to another --out")
+        if gone:
+            published = None  # its first version: the receipts tell what it held, and it is published as it was
+    if published is not None:
         known, lost_tasks = {ref.shard for ref in published.manifest.receipts}, _lost_shards(published, opened)
     new = [shard for shard in opened.shards if shard.stem not in known]
     receipts = read_whole_receipts(store, [shard.stem for shard in new]) if new else {}

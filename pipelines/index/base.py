@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.artifacts.manifest import Artifact
+from pipelines.artifacts.versions import VersionsRead
 from pipelines.encode.codes import CodesSet, CodesShard, open_codes_used, renumber_labels
 from pipelines.errors import DamagedArtifact, InputError
 from pipelines.index.keys import keys_of_codes
@@ -31,6 +32,7 @@ class Base:
 
     {} marks codes that no longer exist.
     """
+    versions_read: VersionsRead = field(default_factory=VersionsRead)
 
     @property
     def artifact(self) -> Artifact:
@@ -75,7 +77,7 @@ def _codes_of(base: Base, held: IndexedShard, entry: CodesSet) -> tuple[CodesSet
     """Return the codes that a shard's rows come from, or None if they no longer exist."""
     name = held.codes_digest, entry.artifact.uri
     if name not in base.built_from:
-        codes = open_codes_used(base.artifact, *name)
+        codes = open_codes_used(base.artifact, *name, base.versions_read)
         base.built_from[name] = {shard.sha256: (codes, shard) for shard in codes.shards} if codes else {}
     return base.built_from[name].get(held.shard_sha256)
 

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.artifacts.manifest import Artifact
-from pipelines.artifacts.parquet import schema_of, schema_of_rows
+from pipelines.artifacts.parquet import rows_of, schema_of, schema_of_rows
 from pipelines.artifacts.tables import LABELS, read_table, real_codes_column
 from pipelines.errors import DamagedArtifact
 
@@ -104,7 +104,7 @@ def read_ordinals(artifact: Artifact) -> dict[int, IndexedShard]:
     """Read the ordinal table of an index; raises DamagedArtifact where an ordinal or a tar comes twice."""
     where = f"{artifact.uri}/{ORDINALS_NAME}"
     table = read_table(artifact.store, artifact.manifest.part(ORDINALS_NAME), ORDINALS)
-    shards = {row["ordinal"]: IndexedShard(**row) for row in table.to_pylist()}
+    shards = {shard.ordinal: shard for shard in rows_of(table, IndexedShard, where)}
     if len(shards) != len(table) or len({shard.shard_sha256 for shard in shards.values()}) != len(table):
         raise DamagedArtifact(f"{where} gives an ordinal twice, or a tar two of them")
     return shards

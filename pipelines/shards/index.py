@@ -13,7 +13,14 @@ import pyarrow as pa
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import Artifact, Part
-from pipelines.artifacts.parquet import ParquetRows, parquet_bytes, parquet_groups, schema_of_rows, table_of_rows
+from pipelines.artifacts.parquet import (
+    ParquetRows,
+    parquet_bytes,
+    parquet_groups,
+    rows_of,
+    schema_of_rows,
+    table_of_rows,
+)
 from pipelines.artifacts.tables import SHARD_INDEX, read_table
 from pipelines.errors import DamagedArtifact
 
@@ -46,7 +53,7 @@ def piece_name(number: int) -> str:
 
 def is_tar(part: Part) -> bool:
     """Tell whether a part of shards is a tar: all others are of the index."""
-    return part.name != DIRECTORY_NAME and re.fullmatch(r"index-\d{6,}\.parquet", part.name) is None
+    return part.name != DIRECTORY_NAME and re.fullmatch(r"index-[0-9]{6,9}\.parquet", part.name) is None
 
 
 def put_index(writer: ArtifactWriter, tables: Iterable[pa.Table], before: "ShardIndex | None" = None) -> list[Part]:
@@ -98,7 +105,8 @@ class ShardIndex:
         self.pieces: Mapping[int, Part] = dict(numbered)
         directory = artifact.manifest.part(DIRECTORY_NAME)
         table = read_table(artifact.store, directory, DIRECTORY)
-        self.tars: Mapping[str, IndexedTar] = {row["shard"]: IndexedTar(**row) for row in table.to_pylist()}
+        tars = rows_of(table, IndexedTar, f"{artifact.uri}/{directory.path}")
+        self.tars: Mapping[str, IndexedTar] = {tar.shard: tar for tar in tars}
         ends = dict.fromkeys(self.pieces, 0)
         for tar in sorted(self.tars.values(), key=lambda tar: (tar.piece, tar.start)):
             if ends.get(tar.piece) != tar.start or tar.rows < 1:

@@ -145,7 +145,7 @@ def _prove_parts(findings: Findings, prover: CodesProver, receipts: Sequence[tup
         return
     work = [(receipt, receipt.shard in new) for _, receipt in receipts if receipt.shard in claims]
     sizes = [sum(part.bytes for part in receipt.parts) for receipt, _ in work]
-    paths = {receipt.shard: [ref.path, *(part.path for part in receipt.parts)] for ref, receipt in receipts}
+    paths = {receipt.shard: [part.path for part in receipt.parts] for _, receipt in receipts}
     keys, complete = list[pa.Array](), len(claims) == len(receipts)
     for (receipt, whole), (found, problem) in findings.spread.run(prover, prover.args, work, sizes, "shards"):
         keys += found.chunks if found is not None else []

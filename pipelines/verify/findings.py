@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipelines.artifacts.facts import SplitPart
 from pipelines.artifacts.manifest import Artifact
-from pipelines.artifacts.versions import open_input_version
+from pipelines.artifacts.versions import VersionsRead, open_input_version
 from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, StoreUnavailable
 from pipelines.verify.proofs import Proofs
 from pipelines.verify.spread import Spread
@@ -30,25 +30,33 @@ class Findings:
     spread: Spread
     checks: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    found: int = 0
+    opened: dict[str, Artifact] = field(default_factory=dict)
+    """Inputs that were found at their remembered places, by digest: all versions share them."""
+    versions_read: VersionsRead = field(default_factory=VersionsRead)
     followed: set[str] = field(default_factory=set)
     """Digests of the inputs' inputs that were already followed."""
+    _texts: set[str] = field(default_factory=set)
 
     def of(self, artifact: Artifact) -> "Findings":
         """Return the findings on another version, by the same means; what is proven counts for both."""
-        return Findings(artifact, self.given, self.proofs, self.spread)
+        return replace(self, artifact=artifact, checks=[], problems=[], _texts=set())
+
+    @property
+    def found(self) -> int:
+        """Number of problems."""
+        return len(self._texts)
 
     def note_problem(self, text: str) -> None:
         """Note a problem; the same text twice is one problem."""
-        if text not in self.problems:
-            self.found += 1
+        if text not in self._texts:
+            self._texts.add(text)
             if len(self.problems) < MAX_PROBLEMS:
                 self.problems.append(text)
 
     def absorb(self, other: "Findings", path: str = "") -> None:
         """Take over checks and problems of a part of the verification."""
         self.checks += [f"{path}{check}" for check in other.checks]
-        for text in other.problems:
+        for text in [*other.problems, *other._texts]:
             self.note_problem(text)
 
     def require(self, holds: bool, text: str) -> None:
@@ -75,7 +83,12 @@ class Findings:
 
     def _open(self, artifact: Artifact, role: str, name: str, uri: str | None = None) -> Artifact | None:
         try:
-            found = open_input_version(artifact, role, uri)
+            digest = artifact.manifest.input(role).digest
+            found = self.opened.get(digest) if uri is None else None
+            if found is None:
+                found = open_input_version(artifact, role, uri, self.versions_read)
+            if uri is None:
+                self.opened[digest] = found
         except (DamagedArtifact, FingerprintMismatch) as error:
             self.note_problem(str(error))
         except (InputError, StoreUnavailable) as error:
@@ -136,7 +149,7 @@ def json_object(findings: Findings, name: str) -> dict[str, Any]:
     with findings.guard():
         try:
             value = json.loads(artifact.read(artifact.manifest.part(name)))
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise DamagedArtifact(f"{artifact.uri}: {name} is not a JSON object")

@@ -87,7 +87,7 @@ def _labels_in(name: str, content: bytes) -> list[int] | None:
             return [int(content)]
         if name.endswith(".json"):
             return [int(label) for label in json.loads(content)["labels"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return [-1]
     return None
 

@@ -151,10 +151,16 @@ def _verify(
     first = open_artifact(uri)
     given = {role: where for role, where in (("shards", shards), ("model", model)) if where is not None}
     proofs = Proofs(first.store, first.store.entries(), 1.0 if full else sample)
+    ended = False
     try:
-        return _prove(Findings(first, given, proofs, Spread(first.store, config, pool)))
+        result = _prove(Findings(first, given, proofs, Spread(first.store, config, pool)))
+        ended = True
+    except DamagedArtifact:
+        ended = True
+        raise
     finally:
-        proofs.save()
+        proofs.save(ended)
+    return result
 
 
 _verify_on_cluster = on_cluster("verify {uri}")(_verify)
@@ -342,10 +348,10 @@ class BytesProver:
         self._classes = len(artifact.facts(ShardsMeta).classes) if self._tars else 0
 
     @classmethod
-    def open(cls, uri: str, kind: str, digest: str) -> Self:
-        """Open the version of this digest."""
+    def open(cls, uri: str, kind: str, digest: str, tars: bool) -> Self:
+        """Open the version of this digest; with `tars` they are held against the shard index."""
         artifact = open_known(uri, kind, digest)
-        return cls(artifact, open_shards(artifact).shards if kind == "shards" else ())
+        return cls(artifact, open_shards(artifact).shards if tars else ())
 
     def prove(self, entry: Entry) -> list[str]:
         """Return the problems of an object."""
@@ -376,7 +382,7 @@ def _check_bytes(
 
     new = [entry for entry in named.values() if not proofs.holds(*claim(entry))]
     prover = BytesProver(artifact, [shard for shard, _ in tars])
-    args = artifact.uri, artifact.manifest.kind, artifact.digest
+    args = artifact.uri, artifact.manifest.kind, artifact.digest, bool(tars)
     for entry, problems in findings.spread.run(prover, args, new, [entry.bytes for entry in new], "files"):
         for problem in problems:
             findings.note_problem(problem)

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.artifacts import lists, manifest
-from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts import lists, manifest, versions
+from pipelines.artifacts.commit import ArtifactWriter, publish_version
 from pipelines.artifacts.facts import QuantizerReceipt
 from pipelines.artifacts.manifest import Artifact, Facts, Part, manifest_digest, open_artifact
 from pipelines.artifacts.parquet import parquet_bytes
@@ -137,7 +137,9 @@ def test_a_finished_artifact_has_all_its_lists(tmp_path: Path) -> None:
     found = find_finished(made.store, "novel", MARK)
     assert found is not None and list_lost(found) == set()
     (tmp_path / made.manifest.lists[2].path).write_bytes(b"cut")
-    assert list_lost(made) == {made.manifest.lists[2].path}
+    opened = open_artifact(str(tmp_path))  # its parts are not in memory
+    assert list_lost(opened) == {made.manifest.lists[2].path}
+    assert find_finished(made.store, "novel", MARK) is None
 
 
 def test_gc_keeps_the_lists_of_every_version(tmp_path: Path) -> None:
@@ -146,6 +148,23 @@ def test_gc_keeps_the_lists_of_every_version(tmp_path: Path) -> None:
     (tmp_path / "manifests/list-0123456789abcdef.parquet").write_bytes(b"of a lost race")
     assert gc(str(tmp_path), older_than="0s").names == ["manifests/list-0123456789abcdef.parquet"]
     assert verify(str(tmp_path)).orphans == []
+
+
+def test_lists_that_gc_takes_during_a_publication_are_put_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = commit(tmp_path)
+
+    def publish(store: Store, number: int, path: str, digest: str) -> bool:
+        published = publish_version(store, number, path, digest)
+        for ref in tmp_path.glob("manifests/list-*"):
+            if number == 2 and str(ref.relative_to(tmp_path)) not in {one.path for one in first.manifest.lists}:
+                ref.unlink()
+        return published
+
+    monkeypatch.setattr(versions, "publish_version", publish)
+    second = grow(first, 2, PARTS + 1)
+    assert open_current(str(tmp_path)).manifest.parts == second.manifest.parts
 
 
 Rows = list[dict[str, Any]]

@@ -319,6 +319,17 @@ def test_a_tampered_manifest_is_damage(tmp_path: Path, change: Callable[[dict[st
         open_artifact(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"meta": {"x": "\ud800"}}, {"receipts": [{"shard": "a", "path": "r", "receipt": "no"}]}, {"meta": {"x": 1e999}}],
+)
+def test_values_that_no_manifest_has_are_damage(tmp_path: Path, change: dict[str, object]) -> None:
+    fields = json.loads(commit(tmp_path).manifest.to_bytes())
+    data = json.dumps({**fields, **change}).encode()
+    with pytest.raises(DamagedArtifact, match=r"manifest\.json"):
+        parse_manifest(data, Store(tmp_path), "manifest.json")
+
+
 @pytest.mark.parametrize("data", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 100_000])
 def test_bytes_that_are_no_manifest_are_damage(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(DamagedArtifact, match=r"manifest\.json is not a manifest"):

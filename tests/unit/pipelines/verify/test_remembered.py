@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,12 @@ import pytest
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.manifest import Artifact, Facts
 from pipelines.artifacts.versions import publish_next
-from pipelines.errors import DamagedArtifact, WorkFailed
+from pipelines.errors import DamagedArtifact, StoreRefused, WorkFailed
+from pipelines.shards.index import DIRECTORY_NAME
 from pipelines.storage import Store
+from pipelines.storage.local import LocalObjects
 from pipelines.verify import proofs, spread
-from pipelines.verify.verify import verify
+from pipelines.verify.verify import BytesProver, verify
 from tests.support.artifacts import MARK, Columns, make_codes, make_index
 from tests.support.inline import InlinePool
 
@@ -162,6 +164,86 @@ def test_a_killed_verification_loses_little(novel: Artifact, monkeypatch: pytest
     assert verify(novel.uri).read == 1
 
 
+def test_a_flipped_receipt_is_found_each_time(tmp_path: Path, shards: Artifact, model: Artifact) -> None:
+    """The proof of the codes does not read it, so that must not make it look proven."""
+    codes = make_codes(tmp_path / "codes", shards, model)
+    settle(tmp_path)
+    verify(codes.uri)
+    path = Path(codes.uri, codes.manifest.receipts[0].path)
+    path.write_bytes(path.read_bytes().replace(b"s", b"z", 1))
+    settle(tmp_path, HOUR_AGO + 60)
+    for _ in range(3):
+        with pytest.raises(DamagedArtifact, match=r"receipts/.*does not match the digest"):
+            verify(codes.uri)
+
+
+def test_a_store_that_deletes_nothing_hides_nothing(novel: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Store, name: str) -> None:
+        raise StoreRefused(f"cannot delete {name}")
+
+    verify(novel.uri)
+    monkeypatch.setattr(Store, "delete", refuse)
+    flip_unseen(Path(novel.uri, novel.manifest.parts[2].path))
+    for full in (True, False):
+        with pytest.raises(DamagedArtifact, match=r"p2-.*does not match the digest"):
+            verify(novel.uri, full=full)
+
+
+def test_an_interrupted_full_verification_forgets_nothing(novel: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    verify(novel.uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(BytesProver, "prove", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            verify(novel.uri, full=True)
+    assert verify(novel.uri).read == 0
+
+
+def test_other_files_beside_the_records_stay(novel: Artifact) -> None:
+    verify(novel.uri)
+    notes = Path(novel.uri, "proofs/notes.txt")
+    notes.write_text("mine")
+    verify(novel.uri, full=True)
+    assert notes.read_text() == "mine"
+
+
+def test_versions_are_read_once_for_all_of_an_index(
+    tmp_path: Path, shards: Artifact, model: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four times the nights are four times the requests, not sixty-four times."""
+    counts = []
+    for nights in (4, 16):
+        codes = make_codes(tmp_path / f"codes-{nights}", shards, model)
+        for number in range(2, nights + 2):
+            totals = codes.manifest.totals
+            codes = publish_next(
+                codes, number, codes.manifest.parts, codes.manifest.receipts, totals, meta=noted(codes)
+            )
+        settle(tmp_path)
+        verify(codes.uri)
+        counts.append(reads_of(monkeypatch, lambda uri=codes.uri: verify(uri)))  # type: ignore[misc]
+    assert counts[1] < 4.5 * counts[0], counts
+
+
+def noted(codes: Artifact) -> dict[str, object]:
+    """The facts of codes, other than those of the version before."""
+    return {**codes.manifest.meta, "animated": int(codes.manifest.meta.get("animated", 0)) + 1}
+
+
+def reads_of(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> int:
+    """How many objects `work` reads."""
+    count, plain = 0, LocalObjects.read
+
+    def read(self: LocalObjects, name: str, limit: int | None = None) -> bytes:
+        nonlocal count
+        count += 1
+        return plain(self, name, limit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalObjects, "read", read)
+        work()
+    return count
+
+
 # ------------------------------------------------------------------------------------------------------------- on Ray
 
 
@@ -202,3 +284,10 @@ def test_dead_workers_leave_the_rest_proven(novel: Artifact, pool: InlinePool) -
         verify(novel.uri, pool=pool)
     pool.fatal = lambda batch: False
     assert verify(novel.uri, pool=pool).read == 1
+
+
+def test_workers_name_all_damage_though_the_directory_is_damaged_too(shards: Artifact, pool: InlinePool) -> None:
+    for name in (DIRECTORY_NAME, "shard-000001.tar"):
+        flip_unseen(Path(shards.uri, shards.manifest.part(name).path))
+    with pytest.raises(DamagedArtifact, match=r"tars-.*shard-000001-.*does not match the digest"):
+        verify(shards.uri, pool=pool)
