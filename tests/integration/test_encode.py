@@ -29,11 +29,11 @@ from tests.support.runs import run_record
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """Every published byte below a root; runs/ and origin.json are outside the promise."""
+    """Every published byte below a root; runs/, proofs/ and origin.json are outside the promise."""
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and "runs" not in path.parts and path.name != "origin.json"
+        if path.is_file() and not {"runs", "proofs"} & {*path.parts} and path.name != "origin.json"
     }
 
 
@@ -176,12 +176,12 @@ def test_the_run_record_has_rate_and_shares(codes: Path) -> None:
 def test_verify_on_ray_finds_what_verify_in_one_process_finds(
     shards: Path, codes: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = [verify(str(root / "train"), full=True, pool=None).as_json() for root in (shards, codes)]
+    copy, roots = tmp_path / "codes", [tmp_path / "shards", tmp_path / "codes"]
+    for source, root in zip((shards, codes), roots, strict=True):
+        shutil.copytree(source / "train", root)
+    here = [verify(str(root), full=True, pool=None).as_json() for root in roots]
     monkeypatch.setattr(spread, "RAY_FROM_BYTES", 0)
-    there = [verify(str(root / "train"), full=True).as_json() for root in (shards, codes)]
-    assert there == here
-    copy = tmp_path / "copy"
-    shutil.copytree(codes / "train", copy)
+    assert [verify(str(root), full=True).as_json() for root in roots] == here
     part = next((copy / "parts").iterdir())
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(DamagedArtifact, match=rf"{part.name} does not match the digest"):
