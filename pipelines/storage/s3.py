@@ -55,7 +55,8 @@ class S3Objects:
 
         The block at `start` is fetched at once, which also shows if there is no such object.
         """
-        stream = io.BufferedReader(_Blocks(self, name, start), min(block or BLOCK_BYTES, BLOCK_BYTES))
+        size = min(block or BLOCK_BYTES, BLOCK_BYTES)
+        stream: io.BufferedReader = io.BufferedReader(_Blocks(self, name, start), size)
         stream.peek()
         return stream
 
