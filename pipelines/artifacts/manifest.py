@@ -356,30 +356,37 @@ class Artifact:
         The part may be larger than memory. A copy with a wrong digest is made again, because the bytes may have changed
         on the way; a second copy with the same wrong digest means that the store holds these bytes.
         """
-        size = self.store.size(part.path)
-        if size is None:
-            raise DamagedArtifact(f"{self.uri}/{part.path} is missing")
-        local = self.store.is_local
-        path = Path(self.store.path(part.path)) if local else folder / PurePosixPath(part.path).name
-        wrong: set[str] = set()
-        while size == part.bytes and len(wrong) < COPIES_AT_ONCE:
-            digest = sha256_of(path) if local else self._copy(part, path)
+        where = f"{self.uri}/{part.path}"
+        if self.store.is_local:
+            size, path = self.store.size(part.path), Path(self.store.path(part.path))
+            if size is None:
+                raise DamagedArtifact(f"{where} is missing")
+            if size == part.bytes and sha256_of(path) == part.sha256:
+                return path
+            raise DamagedArtifact(f"{where} does not match the digest in its manifest")
+        path, wrong = folder / PurePosixPath(part.path).name, set[str]()
+        while len(wrong) < COPIES_AT_ONCE:
+            digest = self._copy(part, path)
             if digest == part.sha256:
                 return path
-            if local or digest in wrong:
+            if digest in wrong:
                 break
             wrong.add(digest)
-            fields = {"part": f"{self.uri}/{part.path}", "tries": len(wrong)}
+            fields = {"part": where, "tries": len(wrong)}
             _log.info("the copy of %(part)s has a wrong digest; trying again", fields, extra=fields)
-        raise DamagedArtifact(f"{self.uri}/{part.path} does not match the digest in its manifest")
+        raise DamagedArtifact(f"{where} does not match the digest in its manifest")
 
     def _copy(self, part: Part, path: Path) -> str:
-        """Copy a part without checking it; return the sha256 of the copy."""
-        digest = hashlib.sha256()
-        with self.store.open(part.path) as stream, path.open("wb") as sink:
-            while data := stream.read(COPY_BYTES):
-                digest.update(data)
-                sink.write(data)
+        """Copy a part, of one that is too long its size and a byte more; return the sha256 of the copy."""
+        digest, left = hashlib.sha256(), part.bytes + 1
+        try:
+            with self.store.open(part.path) as stream, path.open("wb") as sink:
+                while data := stream.read(min(COPY_BYTES, left)):
+                    digest.update(data)
+                    sink.write(data)
+                    left -= len(data)
+        except FileNotFoundError:
+            raise DamagedArtifact(f"{self.uri}/{part.path} is missing") from None
         return digest.hexdigest()
 
     def origin(self, role: str) -> str | None:

@@ -339,7 +339,6 @@ def _traffic(
     if not opened.artifact.store.is_local:
         size = trial.last.chunk_samples
         chunks = [-(-shard.rows // size) for shard in left] if size else []
-        head += sum(chunks) if size else len(left)
         get += (sum(chunks) if size else sum(map(_blocks, tars))) + 2 * fleet.workers + copies * len(pieces)
     if not network.store.is_local:
         get += (1 + len(weights)) * fleet.workers

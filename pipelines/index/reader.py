@@ -312,6 +312,7 @@ class IndexReader:
         found: dict[str, list[tuple[Item, bytes]]] = {key: [] for key in keys}
         wanted = pa.array(filter(_is_encodable, found), pa.string())
         ids = [NOTHING_REMOVED]
+        self._fetch([keys_name(part.number) for part in self.searched()])
         for part in self.searched():
             table = self._names(part.number)
             ids.append(table.filter(_mark_named(table, wanted))["id"].to_numpy())

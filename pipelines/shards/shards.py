@@ -251,8 +251,10 @@ def read_samples(
 
     An object store is asked for `block` bytes at a time.
     """
+    if not records:
+        return
     try:
-        stream = store.open(part.path, block)
+        stream = store.open(part.path, block, records[0].members[0].offset)
     except FileNotFoundError:
         yield from (Sample(record, b"", damage=f"{part.path} is missing") for record in records)
         return

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 from s3fs import S3FileSystem
 
 from pipelines.errors import ConfigError
@@ -18,6 +18,9 @@ CHUNK_BYTES = 1 << 20
 """Bytes of a download that are taken over at a time; each chunk renews the clock."""
 DIGEST_KEY = "sha256"
 """Metadata of every object that is put: the sha256 of its bytes."""
+
+PAST_THE_END = 416
+"""Status of an answer to a request for bytes beyond the end of an object."""
 
 Answer = dict[str, Any]
 _PAGES = {"ContinuationToken": "NextContinuationToken"}
@@ -90,28 +93,48 @@ class Bucket:
         except FileNotFoundError:
             return None
 
-    async def fetch(
-        self, key: str, start: int = 0, stop: int | None = None, limit: int | None = None
-    ) -> tuple[bytes, str | None]:
-        """Fetch the bytes [start, stop) of an object, or all, and the digest of the whole object stated at its put.
+    async def fetch(self, key: str, limit: int | None = None) -> tuple[bytes, str | None]:
+        """Fetch all bytes of an object and the digest stated at its put.
 
         Of an object with more than `limit` bytes only the first `limit` + 1 are received. A broken connection is taken
         up where it broke; the clock starts anew with every chunk that arrives.
         """
+        download = await self._fetched(key, _Download(0, None, limit))
+        return download.buffer.getvalue(), download.stated
+
+    async def fetch_block(self, key: str, start: int, stop: int) -> tuple[bytes, int]:
+        """Fetch the bytes [start, stop) of an object, as far as it reaches; return also where the object ends.
+
+        The answer says that itself, so nobody has to ask for the size before. Of an object that ends at or before
+        `start`, that is all that is known: `start` is returned.
+        """
+        download = await self._fetched(key, _Download(start, stop))
+        return download.buffer.getvalue(), download.end
+
+    async def _fetched(self, key: str, download: "_Download") -> "_Download":
         clock = self.clock("read", key)
-        download = _Download(start, stop, limit)
         while not download.done:
             try:
                 await clock.attempt(lambda: self._receive(key, download, clock))
             except Transient as problem:
                 await clock.pause(problem)
-        return download.buffer.getvalue(), download.stated
+        return download
 
     async def _receive(self, key: str, download: "_Download", clock: Clock) -> None:
-        answer = await self.request("get_object", Key=key, **download.range)
+        try:
+            answer = await self.request("get_object", Key=key, **download.range)
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != PAST_THE_END:
+                raise
+            download.end_at(download.offset)
+            return
         async with answer["Body"] as body:
-            if download.range and not str(answer.get("ContentRange", "")).startswith(f"bytes {download.offset}-"):
-                raise Transient("the store sent another range than it was asked for")
+            if download.range:
+                first, _, total = str(answer.get("ContentRange", "")).partition("/")
+                if not first.startswith(f"bytes {download.offset}-"):
+                    raise Transient("the store sent another range than it was asked for")
+                if total.isdigit():
+                    download.end_at(int(total))
             if download.stop is None:
                 size = int(answer["ContentLength"])
                 download.stop = size if download.limit is None else min(size, download.limit + 1)
@@ -172,6 +195,8 @@ class _Download:
 
     def __init__(self, start: int, stop: int | None, limit: int | None = None) -> None:
         self.start, self.stop, self.limit = start, stop, limit
+        self.end = 0
+        """Where the object ends, as far as the answers to requests for ranges said."""
         self.buffer = io.BytesIO()
         self.stated: str | None = None
 
@@ -182,6 +207,11 @@ class _Download:
     @property
     def done(self) -> bool:
         return self.stop is not None and self.offset >= self.stop
+
+    def end_at(self, end: int) -> None:
+        """Expect nothing from byte `end` on, where the object ends."""
+        self.end = end
+        self.stop = end if self.stop is None else min(self.stop, end)
 
     @property
     def range(self) -> dict[str, str]:

@@ -38,9 +38,11 @@ class LocalObjects:
         with self._file(name).open("rb") as stream:
             return stream.read(-1 if limit is None else limit + 1)
 
-    def open(self, name: str, block: int | None = None) -> IO[bytes]:
-        """Open the file for reading."""
-        return self._file(name).open("rb")
+    def open(self, name: str, block: int | None = None, start: int = 0) -> IO[bytes]:
+        """Open the file for reading from byte `start` on."""
+        stream = self._file(name).open("rb")
+        stream.seek(start)
+        return stream
 
     def size(self, name: str) -> int:
         """Return the bytes of the file."""

@@ -19,8 +19,8 @@ class Objects(Protocol):
     def read(self, name: str, limit: int | None = None) -> bytes:
         """Return all bytes of an object; if it has more than `limit`, the first `limit` + 1."""
 
-    def open(self, name: str, block: int | None = None) -> IO[bytes]:
-        """Open a seekable stream over an object; one that is far away is fetched `block` bytes at a time."""
+    def open(self, name: str, block: int | None = None, start: int = 0) -> IO[bytes]:
+        """Open a stream over an object at byte `start`; one that is far away is fetched `block` bytes at a time."""
 
     def size(self, name: str) -> int:
         """Return the bytes of an object."""

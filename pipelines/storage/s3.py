@@ -50,17 +50,23 @@ class S3Objects:
             wrong = found
             self._wait(lambda: clock.pause(Transient("what arrives does not match its sha256")))
 
-    def open(self, name: str, block: int | None = None) -> io.BufferedReader:
-        """Open a stream that holds one block at a time, of 8 MiB or less, and survives broken connections."""
-        return io.BufferedReader(_Blocks(self, name, self.size(name)), min(block or BLOCK_BYTES, BLOCK_BYTES))
+    def open(self, name: str, block: int | None = None, start: int = 0) -> io.BufferedReader:
+        """Open a stream that holds one block at a time, of 8 MiB or less, and survives broken connections.
+
+        The block at `start` is fetched at once, which also shows if there is no such object.
+        """
+        size = min(block or BLOCK_BYTES, BLOCK_BYTES)
+        stream: io.BufferedReader = io.BufferedReader(_Blocks(self, name, start), size)
+        stream.peek()
+        return stream
 
     def size(self, name: str) -> int:
         """Return the bytes of an object."""
         return self._wait(lambda: self._bucket.size(self._prefix + name))
 
-    def block(self, name: str, start: int, stop: int) -> bytes:
-        """Return the bytes [start, stop) of an object that is at least that long."""
-        return self._wait(lambda: self._bucket.fetch(self._prefix + name, start, stop))[0]
+    def block(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
+        """Return the bytes [start, stop) of an object, as far as it reaches, and where it ends."""
+        return self._wait(lambda: self._bucket.fetch_block(self._prefix + name, start, stop))
 
     def entries(self, prefix: str) -> dict[str, ObjectInfo]:
         """List the objects below a prefix, by name; none if the bucket does not exist."""
@@ -127,8 +133,10 @@ class S3Objects:
 class _Blocks(io.RawIOBase):
     """An object as a raw stream; a BufferedReader around it asks for block after block."""
 
-    def __init__(self, objects: S3Objects, name: str, size: int) -> None:
-        self._objects, self._name, self._size, self._place = objects, name, size, 0
+    def __init__(self, objects: S3Objects, name: str, start: int) -> None:
+        self._objects, self._name, self._place = objects, name, start
+        self._end: int | None = None
+        """Where the object ends; the first answer says it."""
 
     def readable(self) -> bool:
         return True
@@ -140,15 +148,19 @@ class _Blocks(io.RawIOBase):
         return self._place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = offset + (0, self._place, self._size)[whence]
+        if whence == io.SEEK_END:
+            raise io.UnsupportedOperation("the end of an object is not known before it is reached")
+        self._place = offset + (self._place if whence == io.SEEK_CUR else 0)
         return self._place
 
     # RawIOBase allows any writable buffer; the BufferedReader around this class passes memoryviews only.
     def readinto(self, target: memoryview) -> int:  # type: ignore[override]
-        stop = min(self._place + len(target), self._size)
+        stop = self._place + len(target)
+        if self._end is not None:
+            stop = min(stop, self._end)
         if stop <= self._place:
             return 0
-        data = self._objects.block(self._name, self._place, stop)
+        data, self._end = self._objects.block(self._name, self._place, stop)
         target[: len(data)] = data
-        self._place = stop
+        self._place += len(data)
         return len(data)

@@ -78,9 +78,10 @@ class Store:
         """Read a whole object; if it has more than `limit` bytes, only the first `limit` + 1 are fetched."""
         return self._ask("read", name, lambda: self._objects.read(name, limit))
 
-    def open(self, name: str, block: int | None = None) -> "ObjectStream":
-        """Open a stream over an object, from its start; an object store is asked for `block` bytes at a time."""
-        return ObjectStream(self._ask("open", name, lambda: self._objects.open(name, block)), f"{self.uri}/{name}")
+    def open(self, name: str, block: int | None = None, start: int = 0) -> "ObjectStream":
+        """Open a stream over an object at byte `start`; an object store is asked for `block` bytes at a time."""
+        raw = self._ask("open", name, lambda: self._objects.open(name, block, start))
+        return ObjectStream(raw, f"{self.uri}/{name}")
 
     def size(self, name: str) -> int | None:
         """Return the bytes of an object, or None if it is missing."""

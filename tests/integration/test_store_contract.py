@@ -66,6 +66,22 @@ def test_files_are_put_and_streamed(store: Store, tmp_path: Path) -> None:
     assert store.read("x.bin") == data
 
 
+def test_a_stream_begins_where_it_is_asked_to_and_ends_with_the_object(store: Store) -> None:
+    store.put("x", b"0123456789")
+    store.put("empty", b"")
+    for name, start, whole in (
+        ("x", 0, b"0123456789"),
+        ("x", 7, b"789"),
+        ("x", 10, b""),
+        ("x", 99, b""),
+        ("empty", 0, b""),
+    ):
+        with store.open(name, block=4, start=start) as stream:
+            assert b"".join(iter(lambda stream=stream: stream.read(3), b"")) == whole, (name, start)
+            stream.seek(1)
+            assert stream.read(100) == (b"123456789" if name == "x" else b"")
+
+
 @pytest.mark.parametrize("store", ["folder", "bucket"], indirect=True)
 def test_of_racing_writers_one_wins_and_no_bytes_mix(store: Store) -> None:
     for round_ in range(10):

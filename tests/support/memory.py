@@ -23,8 +23,10 @@ class MemoryObjects:
         except KeyError:
             raise FileNotFoundError(name) from None
 
-    def open(self, name: str, block: int | None = None) -> io.BytesIO:
-        return io.BytesIO(self.read(name))
+    def open(self, name: str, block: int | None = None, start: int = 0) -> io.BytesIO:
+        stream = io.BytesIO(self.read(name))
+        stream.seek(start)
+        return stream
 
     def size(self, name: str) -> int:
         return len(self.read(name))

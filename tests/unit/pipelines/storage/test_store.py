@@ -263,7 +263,7 @@ class Line(MemoryObjects):
         self.reads = 0
         self.arrive: Callable[[bytes, int], bytes] = lambda data, number: data
 
-    def open(self, name: str, block: int | None = None) -> io.BytesIO:
+    def open(self, name: str, block: int | None = None, start: int = 0) -> io.BytesIO:
         self.reads += 1
         return io.BytesIO(self.arrive(self.read(name), self.reads))
 
