@@ -18,7 +18,7 @@ from pipelines.artifacts.manifest import Artifact, Entry, Part, ReceiptRef, open
 from pipelines.artifacts.result import Result
 from pipelines.artifacts.versions import (
     NAMED_FOLDERS,
-    list_referenced,
+    each_referenced,
     manifest_path,
     open_current,
     open_known,
@@ -372,7 +372,7 @@ def _check_bytes(
     """
     artifact, proofs = findings.artifact, findings.proofs
     rows = {shard.part.path: digest for shard, digest in tars}
-    named = {(entry.path, entry.sha256): entry for one in published for entry in list_referenced(one)}
+    named = {(entry.path, entry.sha256): entry for one in published for entry in each_referenced(one)}
     meta = artifact.facts(ShardsMeta) if tars else None
     of_tars = [len(meta.classes), meta.adopted] if meta else []
 
@@ -421,7 +421,7 @@ def _orphans(published: Mapping[str, Artifact]) -> list[str]:
     A lost race or a killed run leaves them behind, and `hhnet gc` deletes them. Files in the folder of versions that
     are no versions are named as well, and left to their owner.
     """
-    named = {*published, *(entry.path for artifact in published.values() for entry in list_referenced(artifact))}
+    named = {*published, *(entry.path for artifact in published.values() for entry in each_referenced(artifact))}
     store = next(iter(published.values())).store
     named |= {f"versions/{number}.json" for number in list_versions(store)}
     return [name for folder in (*NAMED_FOLDERS, "versions") for name in store.names(folder) if name not in named]
