@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self, TypeVar, cast
 
@@ -249,10 +249,14 @@ def make_manifest(
 ) -> Manifest:
     """Return the manifest of these parts and receipts at `store`; `fields` are all others but `format` and `digest`.
 
-    Many go into lists, among them those of `before` that can stay; `put_lists` has to put the new ones.
+    Many go into lists, among them those of `before` that can stay; `put_lists` has to put the new ones. Raises
+    DamagedArtifact for a part or receipt that is there twice: its samples would count twice.
     """
     parts = sorted(parts, key=lambda part: part.path)
     receipts = sorted(receipts, key=lambda ref: ref.shard)
+    for names in ([part.path for part in parts], [ref.shard for ref in receipts]):
+        for one in (one for one, other in pairwise(names) if one == other):
+            raise DamagedArtifact(f"{store.uri}: {one} would stand twice in the manifest: report this, it is a bug")
     lists, unput = list[ListRef](), dict[str, bytes]()
     if len(parts) + len(receipts) > INLINE_ENTRIES:
         old_parts = before.held_in_lists("parts", Part) if before else []

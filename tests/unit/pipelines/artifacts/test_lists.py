@@ -168,6 +168,16 @@ def test_lists_that_gc_takes_during_a_publication_are_put_again(
     assert open_current(str(tmp_path)).manifest.parts == second.manifest.parts
 
 
+@pytest.mark.parametrize("count", [3, PARTS])
+def test_what_stands_twice_is_not_published(tmp_path: Path, count: int) -> None:
+    base = commit(tmp_path, count)
+    parts, receipts = base.manifest.parts, base.manifest.receipts
+    for twice in ((parts + parts[1:2], receipts), (parts, receipts + receipts[1:2])):
+        with pytest.raises(DamagedArtifact, match=r"(p0001.*|s0001) would stand twice"):
+            publish_next(base, 2, *twice, {"samples": count})
+    assert verify(str(tmp_path)).digest == base.digest
+
+
 Rows = list[dict[str, Any]]
 
 
