@@ -5,12 +5,11 @@ On a local store and on S3. In the resumed run a worker is killed too, so that a
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +23,7 @@ from pipelines.storage import Store
 from tests.support.encodes import encoders, started
 from tests.support.models import write_model
 from tests.support.pictures import truncated_jpeg, write_folder
+from tests.support.processes import stopped
 from tests.support.report import report, scaled
 from tests.support.seaweed import Seaweed, seaweed
 
@@ -60,21 +60,6 @@ def hhnet(*words: object) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(done.stdout.splitlines()[-1]))
 
 
-@contextmanager
-def paused(verb: "subprocess.Popen[str]") -> Iterator[None]:
-    """Stop the workers of a verb for the length of the block."""
-    workers = encoders(verb)
-    try:
-        for worker in workers:
-            with suppress(psutil.Error):
-                worker.send_signal(signal.SIGSTOP)
-        yield
-    finally:
-        for worker in workers:
-            with suppress(psutil.Error):
-                worker.send_signal(signal.SIGCONT)
-
-
 def seen_when(out: str, verb: "subprocess.Popen[str]", enough: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The first status of `out` that is enough, while the verb runs.
 
@@ -86,7 +71,7 @@ def seen_when(out: str, verb: "subprocess.Popen[str]", enough: Callable[[dict[st
         assert time.monotonic() < deadline
         if (done := len(Store(out).names("receipts"))) > seen:
             seen = done
-            with paused(verb):
+            with stopped(encoders(verb)):
                 found = hhnet("status", out)
             if enough(found):
                 return found
@@ -108,7 +93,7 @@ def test_an_encode_is_seen_from_outside(where: str, corpus: Path, tmp_path: Path
 
     with started(command, os.environ.copy()) as verb:
         working = seen_when(out, verb, at_full_work)
-        with paused(verb):
+        with stopped(encoders(verb)):
             whole = hhnet("status", root)
     assert (working["status"], working["digest"]) == ("working", None)
     assert 4 <= working["shards"]["done"] < working["shards"]["of"] == SHARDS + 1
