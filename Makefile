@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
-# Two test processes at a time: threads of their own would only wait for each other.
+# Two test processes at a time: threads of their own would only wait for each other. Where tests wait for Ray, Prefect
+# and heartbeats, three keep two cores at work; the longest files begin (tests/support/order.py).
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q
+BY_FILE := --dist loadfile --no-loadscope-reorder
 DATA ?=
 OUT ?=
 REHEARSE ?=
@@ -21,17 +23,17 @@ demo: $(READY) ## Train, encode, index, search and evaluate on Fashion-MNIST, or
 test: $(READY) ## Run the unit and integration tests
 	@$(PYTEST) -n 2 tests/unit
 	@$(PYTEST) -n 2 tests/device
-	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder tests/integration
+	@$(PYTEST) -n 3 $(BY_FILE) tests/integration
 
 unit: $(READY) ## Run the unit tests only
 	@$(PYTEST) -n 2 tests/unit
 	@$(PYTEST) -n 2 tests/device
 
 chaos: $(READY) ## Kills, faults and lost answers; HHNET_SCALE=full for the counts of a release
-	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder tests/chaos
+	@$(PYTEST) -n 3 $(BY_FILE) tests/chaos
 
 fuzz: $(READY) ## Hostile tars, zips, tables, images, bombs and artifacts; HHNET_SCALE=full for the counts of a release
-	@$(PYTEST) tests/fuzz
+	@$(PYTEST) -n 2 $(BY_FILE) tests/fuzz
 
 guided: $(READY) ## An hour of tars changed by atheris wherever that reaches new code (Linux, x86-64)
 	@$(VENV)/bin/pip install -q --no-deps --upgrade --target $(VENV)/guided atheris==3.0.0

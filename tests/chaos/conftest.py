@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +11,19 @@ from pipelines.ingest.ingest import ingest
 from tests.support.encodes import IMAGES, RUN_LIMIT_S, SETTINGS, SHARDS, Corpus, encode_words
 from tests.support.faults import FaultProxy
 from tests.support.models import write_model
+from tests.support.order import begin_with
 from tests.support.pictures import write_folder
 from tests.support.rig import DEADLINE_S, Rig, deadline
 from tests.support.seaweed import Seaweed, seaweed
+
+LONGEST = (
+    *("test_clusters.py", "test_workers.py", "test_secrets.py", "test_status.py", "test_training.py"),
+    *("test_decoders.py", "test_encode_on_s3.py", "test_store_faults.py", "test_commit_kills.py", "test_at_once.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    begin_with(LONGEST, Path(__file__).parent, items)
 
 
 @pytest.fixture(scope="session")

@@ -185,7 +185,7 @@ def test_a_gpu_that_is_asked_for_and_is_nowhere_ends_the_run(corpus: Corpus, tmp
 
 
 TRAINING = (
-    *("data.image_size=32", "data.batch_size=12", "model.backbone=test_resnet", "model.bits=16"),
+    *("data.image_size=32", "data.batch_size=96", "model.backbone=test_resnet", "model.bits=16"),
     *("train.epochs=1", "train.val_limit=50", "train.cpus=1"),
 )
 
@@ -226,7 +226,8 @@ def test_training_workers_that_find_no_room_end_the_run(corpus: Corpus, tmp_path
 
 def test_training_that_loses_its_room_ends_and_goes_on_later(corpus: Corpus, tmp_path: Path) -> None:
     out = tmp_path / "model"
-    words = train_words(corpus, out, "--workers", "2", "--set", "train.checkpoint_steps=5", *SOONER)
+    long = ("--set", "data.batch_size=12", "--set", "train.checkpoint_steps=5")
+    words = train_words(corpus, out, "--workers", "2", *long, *SOONER)
     with cluster_of(1, 1) as cluster:
         with started(hhnet(*words, *on(cluster)), {**os.environ, **LOOPBACK}) as verb:
             deadline = time.monotonic() + 120

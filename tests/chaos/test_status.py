@@ -23,11 +23,12 @@ from pipelines.storage import Store
 from tests.support.encodes import encoders, started
 from tests.support.models import write_model
 from tests.support.pictures import truncated_jpeg, write_folder
+from tests.support.processes import stopped
 from tests.support.report import report, scaled
 from tests.support.seaweed import Seaweed, seaweed
 
-SHARDS, IMAGES = 120, 64
-SETTINGS = ("ingest.samples_per_shard=64", "data.image_size=32", "encode.batch_size=1", "encode.workers=2")
+SHARDS, IMAGES = 60, 24
+SETTINGS = ("ingest.samples_per_shard=24", "data.image_size=32", "encode.batch_size=1", "encode.workers=2")
 
 pytestmark = pytest.mark.timeout(scaled(600, 1200))
 
@@ -60,16 +61,26 @@ def hhnet(*words: object) -> dict[str, Any]:
 
 
 def seen_when(out: str, verb: "subprocess.Popen[str]", enough: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The first status of `out` that is enough, while the verb runs."""
-    deadline = time.monotonic() + 240
+    """The first status of `out` that is enough, while the verb runs.
+
+    A look is slow, so the workers wait meanwhile, and it is taken only after another shard.
+    """
+    deadline, seen = time.monotonic() + 240, 0
     while True:
         assert verb.poll() is None, "the encode ended too early"
         assert time.monotonic() < deadline
-        if Store(out).size("identity.json") is not None:
-            found = hhnet("status", out)
+        if (done := len(Store(out).names("receipts"))) > seen:
+            seen = done
+            with stopped(encoders(verb)):
+                found = hhnet("status", out)
             if enough(found):
                 return found
-        time.sleep(0.5)
+        time.sleep(0.05)
+
+
+def at_full_work(found: dict[str, Any]) -> bool:
+    """Both workers are there, and five shards are done."""
+    return bool(found.get("rate")) and len(found["slowest"]) == 5 and found["hosts"][0]["workers"] == 2
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
@@ -81,8 +92,9 @@ def test_an_encode_is_seen_from_outside(where: str, corpus: Path, tmp_path: Path
     command = [sys.executable, "-m", "pipelines", *words, *settings, "--json"]
 
     with started(command, os.environ.copy()) as verb:
-        working = seen_when(out, verb, lambda found: bool(found.get("rate")) and len(found["slowest"]) == 5)
-        whole = hhnet("status", root)
+        working = seen_when(out, verb, at_full_work)
+        with stopped(encoders(verb)):
+            whole = hhnet("status", root)
     assert (working["status"], working["digest"]) == ("working", None)
     assert 4 <= working["shards"]["done"] < working["shards"]["of"] == SHARDS + 1
     assert 0 < working["done"] < working["of"] == SHARDS * IMAGES + 3

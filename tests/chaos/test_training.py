@@ -30,6 +30,7 @@ from pipelines.storage import Store
 from pipelines.train.batches import TrainData
 from pipelines.train.checkpoints import Checkpoints
 from pipelines.train.train import plan_training
+from tests.support.drivers import begin
 from tests.support.pictures import write_folder
 from tests.support.report import SEED, report, scaled
 from tests.support.seaweed import seaweed
@@ -43,36 +44,35 @@ pytestmark = pytest.mark.timeout(3600)
 
 # ------------------------------------------------------------------------------------------------- R8: checkpoints
 
-SAVER = """
-import sys, torch
-from pipelines.artifacts.facts import Progress
-from pipelines.train.checkpoints import Checkpoints
-from pipelines.storage import Store
-store = Checkpoints(Store(sys.argv[1]), "c" * 64)
-last = store.latest()
-step = last.step if last else 0
-assert last is None or last.tensors("")["weight"][0].item() == step
-while True:
-    step += 1
-    tensors = {"weight": torch.full((200_000,), float(step))}
-    store.save(store.new_name(step), step, tensors, Progress.new())
-    print(step, flush=True)
-"""
+
+def save_for_ever(root: Path, log: Path) -> None:
+    """Save a checkpoint after the other, from the newest on, and write down each step that is saved."""
+    store = Checkpoints(Store(root), MARK)
+    last = store.latest()
+    step = last.step if last else 0
+    assert last is None or last.tensors("")["weight"][0].item() == step
+    with log.open("w", buffering=1) as stream:
+        while True:
+            step += 1
+            tensors = {"weight": torch.full((200_000,), float(step))}
+            store.save(store.new_name(step), step, tensors, Progress.new())
+            stream.write(f"{step}\n")
 
 
 def test_a_checkpoint_torn_while_it_is_saved_is_never_resumed_from(tmp_path: Path) -> None:
     choose = random.Random(SEED)
     kills = scaled(20, 200)
     acknowledged = lost = 0
-    for _ in range(kills):
-        words = [sys.executable, "-c", SAVER, str(tmp_path / "model")]
-        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as saver:
-            assert saver.stdout is not None
-            saver.stdout.readline()
-            time.sleep(choose.uniform(0, 0.2))
-            saver.kill()
-            said = [int(line) for line in saver.stdout.read().split()]
-        acknowledged = max([acknowledged, *said])
+    for number in range(kills):
+        log = tmp_path / f"said-{number}"
+        saver = begin(save_for_ever, tmp_path / "model", log)
+        while not (log.exists() and log.read_text()):
+            assert saver.is_alive(), f"seed {SEED}"
+            time.sleep(0.005)
+        time.sleep(choose.uniform(0, 0.2))
+        saver.kill()
+        saver.join()
+        acknowledged = max([acknowledged, *map(int, log.read_text().split())])
         found = Checkpoints(Store(tmp_path / "model"), MARK).latest()
         assert found is not None, f"seed {SEED}"
         assert found.tensors("")["weight"].eq(found.step).all(), f"seed {SEED}"

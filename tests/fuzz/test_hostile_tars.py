@@ -107,7 +107,7 @@ def test_adopted_folders_keep_the_law_and_nothing_is_written_beside_them(tmp_pat
             assert set(result["skipped_reasons"]) <= set(TarReason)
             made = {name.removeprefix(f"batch-{batch}/tars/") for name in files_below(tmp_path) - before}
             assert {name.split("/")[0] for name in made} == {"identity.json", "manifest.json", "parts", "runs"}
-            assert len(made) == 5  # a run record is a begin and an end
+            assert len(made) == 6  # with one piece of the index, the list of tars, and a run's begin and end
             verify(str(folder))
             totals.update(found=result["found"], samples=result["samples"], skipped=result["skipped"])
             damaged += damage_and_read(folder, draw)

@@ -12,6 +12,7 @@ from pipelines.config.settings import Config
 from pipelines.encode.encode import encode
 from pipelines.ingest.ingest import ingest
 from pipelines.train.train import train
+from tests.support.order import begin_with
 from tests.support.pictures import write_folder
 
 SETTINGS = (
@@ -25,6 +26,15 @@ SETTINGS = (
     "train.checkpoint_steps=2",
     "encode.batch_size=8",
 )
+
+LONGEST = (
+    *("test_flow.py", "test_serving.py", "test_ray_job.py", "test_signals.py", "test_study.py", "test_train.py"),
+    *("test_metrics.py", "test_leftovers.py", "test_platform.py", "test_benches.py", "test_retry.py", "test_pool.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    begin_with(LONGEST, Path(__file__).parent, items)
 
 
 @pytest.fixture(scope="session")

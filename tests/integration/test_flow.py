@@ -73,13 +73,19 @@ def recipe(home: Path, pictures: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def triggered(prefect: Prefect, recipe: Path, home: Path) -> Iterator[dict[str, Any]]:
-    """A run of the served deployment, triggered by the API with a setting of its own, and ended."""
+def served(prefect: Prefect, recipe: Path, home: Path) -> Iterator[str]:
+    """A deployment that is served, by name."""
     arguments = ("--config", str(recipe), "--name", "test", "--out", str(home / "served"))
     with serving(prefect, home, *arguments, "--cron", "0 2 1 1 *", "--timezone", "Europe/Berlin", "--tag", "night"):
-        uid = prefect.trigger("test", "once", sets=["encode.batch_size=8"], config={"search": {"k": 3}})
-        deployment = prefect.call("GET", "/deployments/name/hhnet/test")
-        yield {**prefect.end_of(uid), "deployment": deployment}
+        yield "test"
+
+
+@pytest.fixture(scope="module")
+def triggered(prefect: Prefect, served: str) -> dict[str, Any]:
+    """A run of the deployment, triggered by the API with a setting of its own, and ended."""
+    uid = prefect.trigger(served, "once", sets=["encode.batch_size=8"], config={"search": {"k": 3}})
+    deployment = prefect.call("GET", f"/deployments/name/hhnet/{served}")
+    return {**prefect.end_of(uid), "deployment": deployment}
 
 
 def test_the_schedule_puts_runs_on_the_calendar(prefect: Prefect, triggered: dict[str, Any]) -> None:
@@ -151,12 +157,11 @@ def test_settings_of_a_run_lie_over_those_of_its_deployment(triggered: dict[str,
 
 
 def test_a_run_that_fails_shows_how_far_it_came_and_leaves_no_file(
-    prefect: Prefect, triggered: dict[str, Any], recipe: Path, home: Path
+    prefect: Prefect, served: str, triggered: dict[str, Any], home: Path
 ) -> None:
     """Its settings are another model's, for which --out is taken."""
-    with serving(prefect, home, "--config", str(recipe), "--name", "test", "--out", str(home / "served")):
-        uid = prefect.trigger("test", "fails", sets=["model.bits=24"])
-        ended = prefect.end_of(uid)
+    uid = prefect.trigger(served, "fails", sets=["model.bits=24"])
+    ended = prefect.end_of(uid)
     assert ended["state_type"] == "FAILED" and "choose another --out" in ended["state"]["message"]
     by_key = {artifact["key"]: artifact["data"] for artifact in prefect.artifacts(uid)}
     rows = {row["stage"]: row for row in json.loads(by_key["hhnet-stages"])}
@@ -188,33 +193,19 @@ def test_a_second_run_does_nothing_and_says_so(local: dict[str, Any], recipe: Pa
     assert again["images_per_second"] > 0
 
 
-def stages(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    """The status of every stage but the proofs, by its verb."""
+def stages(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    """The record of every stage of a run that ended well, by its name."""
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    return {stage["verb"]: stage["status"] for stage in result["stages"] if stage["verb"] != "verify"}
+    return {row["stage"]: row for row in json.loads(done.stdout.splitlines()[-1])["stages"]}
 
 
-def test_a_night_with_new_shards_makes_the_next_version(local: dict[str, Any], recipe: Path, home: Path) -> None:
-    """The same command with a database that has grown, then one that has lost its first shards."""
-    write_folder(home / "more", classes=3, per_class=6, seed=9, first=500)
-    config = Config(ingest=IngestSettings(samples_per_shard=10, name="more"))
-    shards, out = ingest(str(home / "more"), str(home / "more-shards"), config).as_json(), home / "local"
-    more, codes = shards["uri"], f"encode database-{shards['digest'][:12]}"
-    grown = ["--json", "--set", f'run.database=["database", "{more}"]']
-    expected = dict.fromkeys(("ingest", "train", "rotate", "encode query", "encode database"), "unchanged")
-    new = dict.fromkeys((codes, "index add", "evaluate", "publish"), "done")
-    assert stages(run(recipe, home, out, *grown)) == expected | new
-    assert stages(run(recipe, home, out, *grown)) == dict.fromkeys(expected | new, "unchanged")
-    keys = index_keys(out)
-    assert sum(key.startswith("class_00/05") for key in keys) == 6
-    left = stages(run(recipe, home, out, "--json", "--set", f'run.database=["{more}"]'))
-    assert left == dict.fromkeys(("ingest", "train", "rotate", "encode query", codes), "unchanged") | dict.fromkeys(
-        ("index add", "evaluate", "publish"), "done"
-    )
-    assert index_keys(out) < keys and len(index_keys(out)) == 18
-    assert len(list((out / "reports").iterdir())) == 3
-    assert list_versions(Store(out / "index")) == [1, 2, 3]
+def statuses(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The status of every stage but the proofs, by its verb."""
+    return {row["verb"]: row["status"] for row in rows.values() if row["verb"] != "verify"}
+
+
+OLD = dict.fromkeys(("ingest", "train", "rotate", "encode query"), "unchanged")
+NEW = dict.fromkeys(("index add", "evaluate", "publish"), "done")
 
 
 def index_keys(out: Path) -> set[str]:
@@ -235,32 +226,41 @@ def test_bad_settings_end_the_run_with_their_own_exit_code_and_nothing_stays_beh
     assert set(home.rglob("hh*-????????")) == before == set()
 
 
-def test_a_damaged_image_is_a_reject_and_the_night_goes_on(local: dict[str, Any], recipe: Path, home: Path) -> None:
+def test_a_damaged_image_is_a_reject_and_the_night_goes_on(
+    prefect: Prefect, local: dict[str, Any], recipe: Path, home: Path
+) -> None:
     """What was proven before is not read again; the damaged tar is named, and its sample missing from the index."""
     write_folder(home / "damaged", classes=3, per_class=4, seed=11, first=900)
     config = Config(ingest=IngestSettings(samples_per_shard=10, name="damaged"))
     corpus = Corpus(Path(ingest(str(home / "damaged"), str(home / "damaged-shards"), config).uri), home)
     corpus.damage(0, [2])
     out, database = home / "local", ("--set", f'run.database=["database", "{corpus.uri}"]')
-    strict = run(recipe, home, out, *database)
+    strict = run(recipe, home, out, *database, **prefect.env)
     assert strict.returncode == 4, strict.stderr  # 1 of 12 is more than one per cent
     arguments = ("--json", *database, "--set", "encode.reject_budget=0.1")
-    done = run(recipe, home, out, *arguments)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout.splitlines()[-1])["stages"]
-    (checked,) = [row for row in rows if row["verb"] == "verify" and row["damaged"]]
+    done = run(recipe, home, out, *arguments, **prefect.env)
+    rows = stages(done)
+    (checked,) = [row for row in rows.values() if row["verb"] == "verify" and row["damaged"]]
     assert checked["tars"] == 2 and checked["known"] == 1 and "damaged-000000" in checked["damaged"][0]
     assert "the damaged samples become rejects" in done.stderr
-    assert [row["rejects"] for row in rows if row["stage"].startswith("encode database-")] == [1]
-    again = json.loads(run(recipe, home, out, *arguments).stdout.splitlines()[-1])["stages"]
-    known = {row["stage"]: (row["known"], row["proven"]) for row in again if row["verb"] == "verify"}
+    assert [row["rejects"] for name, row in rows.items() if name.startswith("encode database-")] == [1]
+    assert sum("/09" in key for key in index_keys(out)) == 11
+    again = stages(run(recipe, home, out, *arguments, **prefect.env))
+    known = {name: (row["known"], row["proven"]) for name, row in again.items() if row["verb"] == "verify"}
     assert sum(proven for _, proven in known.values()) == 0 and known["verify shards/train"][0] == 4
+    assert statuses(again) == dict.fromkeys(statuses(rows), "unchanged")
 
 
-def test_a_prefix_that_grows_is_encoded_from_its_new_tar_on(local: dict[str, Any], recipe: Path, home: Path) -> None:
-    """Adopt and run, then a night later again: what was encoded and indexed before stays as it lies."""
+def test_a_prefix_that_grows_is_encoded_from_its_new_tar_on(
+    prefect: Prefect, local: dict[str, Any], recipe: Path, home: Path
+) -> None:
+    """Adopt and run, a night later again: what was encoded before stays. Then the first database is left out."""
     wds, out, how = home / "wds", home / "local", Adoption(classes=tuple(class_names(3)))
     wds.mkdir()
+
+    def go(*database: str) -> dict[str, dict[str, Any]]:
+        told = ("--json", "--set", f"run.database={json.dumps(database)}")
+        return stages(run(recipe, home, out, *told, **prefect.env))
 
     def night(number: int) -> dict[str, dict[str, Any]]:
         """A tar of five samples comes, is adopted and goes through a run; the stages of that by name."""
@@ -268,24 +268,28 @@ def test_a_prefix_that_grows_is_encoded_from_its_new_tar_on(local: dict[str, Any
         named = ({"__key__": f"{number}-{place}", "jpg": image, "cls": b"0"} for place, image in enumerate(samples))
         write_tar(wds / f"night-{number}.tar", named)
         assert adopt(str(wds), str(wds), how).samples == 5 * number
-        done = run(recipe, home, out, "--json", "--set", f'run.database=["database", "{wds}"]')
-        assert done.returncode == 0, done.stderr
-        return {row["stage"]: row for row in json.loads(done.stdout.splitlines()[-1])["stages"]}
+        return go("database", str(wds))
 
-    night(1)
+    version, reports = list_versions(Store(out / "index"))[-1], len(list((out / "reports").iterdir()))
+    rows = night(1)
     (codes,) = (out / "codes").glob(f"database-{open_artifact(wds).digest[:12]}")
+    assert statuses(rows) == OLD | NEW | {"encode database": "unchanged", f"encode {codes.name}": "done"}
     before = {path: path.read_bytes() for path in (codes / "parts").iterdir()}
-    version, keys = list_versions(Store(out / "index"))[-1], index_keys(out)
+    keys = index_keys(out)
     assert {key for key in keys if key.startswith("1-")} == {f"1-{place}" for place in range(5)}
 
     rows = night(2)
     new = set((codes / "parts").iterdir()) - before.keys()
     assert [path.name.rpartition("-")[0] for path in new] == ["night-2"]
     assert {path: path.read_bytes() for path in before} == before
-    assert rows["encode database"]["status"] == "unchanged" and rows[f"encode {codes.name}"]["status"] == "done"
+    assert statuses(rows) == OLD | NEW | {"encode database": "unchanged", f"encode {codes.name}": "done"}
     assert open_current(Store(codes), "codes").manifest.totals == {"samples": 10, "codes": 10, "rejects": 0}
-    assert list_versions(Store(out / "index"))[-1] == version + 1
     assert index_keys(out) == keys | {f"2-{place}" for place in range(5)}
+
+    assert statuses(go(str(wds))) == OLD | NEW | {f"encode {codes.name}": "unchanged"}
+    assert index_keys(out) == {f"{number}-{place}" for number in (1, 2) for place in range(5)}
+    assert list_versions(Store(out / "index"))[-1] == version + 3
+    assert len(list((out / "reports").iterdir())) == reports + 3
 
 
 def test_a_run_that_loses_its_terminal_leaves_nothing_behind(recipe: Path, home: Path) -> None:

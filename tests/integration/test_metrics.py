@@ -74,9 +74,8 @@ class Worker:
             time.sleep(0.1)
         return item
 
-system = {"metrics_report_interval_ms": 1000}
 port, gate = sys.argv[1:]
-ray.init(address="local", num_cpus=1, include_dashboard=False, _metrics_export_port=int(port), _system_config=system)
+ray.init(address="local", num_cpus=1, include_dashboard=False, _metrics_export_port=int(port))
 done = map_items(Worker, (gate,), range(6), verb="test", need=Need(), workers=1, wait_s=60)
 print(sorted(one.item for one in done), flush=True)
 sys.stdin.read()
@@ -111,7 +110,7 @@ def scrape(port: int) -> Figures:
 
 
 def wait_for(port: int, name: tuple[str, ...], value: float) -> Figures:
-    """The figures, once this one has its value; a worker reports every second or, by default, every ten."""
+    """The figures, once this one has its value."""
     deadline = time.monotonic() + WAIT_S
     figures: Figures = {}
     while figures.get(name) != value and time.monotonic() < deadline:
@@ -137,6 +136,11 @@ def assert_told_right(figures: Figures, out: Path, shards: str) -> None:
     assert steps == {"read", "decode", "forward", "write"}
 
 
+def often(**more: str) -> dict[str, str]:
+    """An environment in which the workers of Ray report every second; by default they do every ten."""
+    return environment(RAY_metrics_report_interval_ms="1000", **more)
+
+
 def settings(*more: str) -> list[str]:
     return [word for setting in (*SETTINGS, *more) for word in ("--set", setting)]
 
@@ -145,7 +149,7 @@ def test_a_local_ray_serves_the_figures_of_the_artifact(corpus: tuple[str, str],
     port = free_port()
     sets = [*SETTINGS, "encode.workers=1", "ray.cpus=1", f"ray.metrics_port={port}"]
     command = [sys.executable, "-c", ENCODE_AND_STAY, *corpus, str(tmp_path / "codes"), *sets]
-    worker = subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    worker = subprocess.Popen(command, env=often(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "done\n"
@@ -158,7 +162,7 @@ def test_a_local_ray_serves_the_figures_of_the_artifact(corpus: tuple[str, str],
 def test_the_queue_is_what_waits_and_what_a_worker_has(tmp_path: Path) -> None:
     port, gate = free_port(), tmp_path / "gate"
     command = [sys.executable, "-c", SIX_AT_A_GATE, str(port), str(gate)]
-    with subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as pool:
+    with subprocess.Popen(command, env=often(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as pool:
         assert pool.stdout is not None
         try:
             assert wait_for(port, ("queue", "test", "running"), 1)["queue", "test", "waiting"] == 5
@@ -170,7 +174,7 @@ def test_the_queue_is_what_waits_and_what_a_worker_has(tmp_path: Path) -> None:
 
 def test_gpu_seconds_are_those_of_the_share_that_a_worker_has() -> None:
     port = free_port()
-    env = environment(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
+    env = often(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
     command = [sys.executable, "-c", HALF_A_GPU, str(port)]
     with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
@@ -202,7 +206,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, s
     token.write_text("0123456789abcdef" * 4)
     token.chmod(0o600)
     port, metrics = free_port(), free_port()
-    env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+    env = often(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
     words = ["start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={port}"]
     words += [f"--metrics-export-port={metrics}", "--include-dashboard=false", "--object-store-memory=200000000"]
     words += [f"--dashboard-agent-listen-port={free_port()}"]

@@ -11,12 +11,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, cast
 
 import pytest
 
 from tests.integration.conftest import SETTINGS
 from tests.integration.test_encode import tree
+from tests.support.processes import stopped, trainers_below
 from tests.support.proxy import proxy_to
+
+pytestmark = pytest.mark.timeout(600)
 
 BIN = Path(sys.executable).parent
 # Jobs print what looks like a result, as a log of another library may do.
@@ -34,8 +38,10 @@ def free_port() -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
+    """A clean environment for Ray; its head does not wait for half a minute at its end until its workers are idle."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "COV_"))}
-    return {**kept, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0", **more}
+    ours = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+    return {**kept, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **ours, **more}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +66,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     address = f"http://127.0.0.1:{dashboard}"
     try:
         assert wait_until_up(address, env), "the cluster did not come up"
-        yield {**env, "TEST_ADDRESS": address, "TEST_GCS": f"127.0.0.1:{port}", "TEST_FOLDER": temporary}
+        theirs = {"TEST_ADDRESS": address, "TEST_GCS": f"127.0.0.1:{port}", "TEST_FOLDER": temporary}
+        yield {**env, **theirs, "TEST_HEAD": str(head.pid)}
     finally:
         head.terminate()
         head.wait(timeout=60)
@@ -196,7 +203,7 @@ def test_broken_connections_neither_lose_nor_double_a_line(
     """And when nobody answers any more, that is said in time; the same command attaches to the job."""
     dashboard = int(cluster["TEST_ADDRESS"].rpartition(":")[2])
     out = tmp_path / "model"
-    more = ("train.epochs=100", "train.val_every=100", "ray.wait_s=6")
+    more = ("train.epochs=60", "train.val_every=60", "ray.wait_s=6")
     words = ["train", "--shards", str(shards / "train"), "--out", str(out)]
     words += [word for setting in (*SETTINGS, *more) for word in ("--set", setting)]
     with proxy_to(dashboard) as proxy:
@@ -205,19 +212,32 @@ def test_broken_connections_neither_lose_nor_double_a_line(
         for _ in range(3):
             assert proxy.cut() > 0
             time.sleep(2)
-        proxy.close()
-        printed, err = verb.communicate(timeout=60)
+        with stopped(trainers_below(int(cluster["TEST_HEAD"]))):  # the job does not end before it is found again
+            proxy.close()
+            printed, err = verb.communicate(timeout=60)
+            again = started([*words, "--set", f"ray.address={cluster['TEST_ADDRESS']}", "--json"], cluster)
+            told = read_to("Running entrypoint for job", again)
     assert (verb.returncode, printed) == (3, ""), err
     assert "has not answered for" in err.splitlines()[-1] and "the same command goes on" in err.splitlines()[-1]
     assert err.count("Running entrypoint for job") == 1
     steps = [int(step) for step in re.findall(r"^train: (\d+)/", err, re.M)]
     assert steps == sorted(set(steps))
 
-    done = hhnet(*words, "--set", f"ray.address={cluster['TEST_ADDRESS']}", "--json", env=cluster)
-    assert done.returncode == 0, done.stderr
-    (job,) = set(re.findall(r"Running entrypoint for job (\S+):", err + done.stderr))
+    printed, rest = again.communicate(timeout=240)
+    assert again.returncode == 0, told + rest
+    (job,) = set(re.findall(r"Running entrypoint for job (\S+):", err + told))
     assert job.endswith("-1"), "the second command attached to the job of the first"
-    assert json.loads(done.stdout)["status"] == "done"
+    assert json.loads(printed)["status"] == "done"
+
+
+def read_to(words: str, verb: "subprocess.Popen[str]") -> str:
+    """What a verb says on stderr up to the line with these words."""
+    told = ""
+    while words not in told:
+        line = cast("IO[str]", verb.stderr).readline()
+        assert line, told
+        told += line
+    return told
 
 
 def test_the_driver_of_a_job_goes_to_a_node_with_its_labels(

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from tests.support.prefect import Prefect, serving, until
+from tests.support.processes import stopped, trainers_below
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -70,10 +71,11 @@ def test_a_cancellation_is_heard_after_a_restart_of_the_server(prefect: Prefect,
     """The server is away for longer than Prefect's own observer asks for it."""
     with serving(prefect, home, "--config", config, "--name", "test") as process:
         uid = training(prefect, "restart")
-        prefect.stop()
-        time.sleep(45)
-        prefect.start()
         family = workers_of(process)
+        prefect.stop()
+        with stopped(trainers_below(process.pid)):  # what runs beside this test has the processors meanwhile
+            time.sleep(45)
+        prefect.start()
         prefect.cancel(uid)
         ended = prefect.end_of(uid, 90)
         assert ended["state_type"] == "CANCELLED", ended["state"]

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.integration.conftest import SETTINGS
+from tests.support.report import scaled
 
 PROGRESS = re.compile(
     r"[\w ]+: (\w+: )?[\d,]+/[\d,]+ \w+ in .*|starting (Ray, reading \d+ images|a Prefect .*)|epoch \d+/\d+: loss .*"
@@ -88,8 +89,8 @@ def scratch() -> Iterator[Path]:
     ("verb", "number", "code", "said"),
     [
         ("run", signal.SIGTERM, 143, "terminated"),
-        ("run", signal.SIGINT, 130, "interrupted"),
         ("train", signal.SIGINT, 130, "interrupted"),
+        *scaled((), (("run", signal.SIGINT, 130, "interrupted"), ("train", signal.SIGTERM, 143, "terminated"))),
     ],
 )
 def test_a_signal_while_the_training_runs(
@@ -122,11 +123,11 @@ def test_a_signal_while_the_training_runs(
 @pytest.mark.parametrize(
     ("verb", "number", "code"),
     [
-        ("train", signal.SIGINT, 130),
         ("index", signal.SIGINT, 130),
         ("encode", signal.SIGTERM, 143),
         ("run", signal.SIGINT, 130),
-        ("demo", signal.SIGINT, 130),
+        # Their first steps are those of encode and of run.
+        *scaled((), (("train", signal.SIGINT, 130), ("demo", signal.SIGINT, 130))),
     ],
 )
 def test_a_signal_while_ray_or_prefect_runs(

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,13 @@ def run(
         said = (Path(folder, name) for name in ("out", "err", "hits"))
         out, err, hits = (path.read_text() if path.exists() else "" for path in said)
         return Done(int(process.exitcode or 0), out, err, seconds, json.loads(hits or "{}"))
+
+
+def begin(work: Callable[..., None], *args: Any) -> BaseProcess:
+    """Begin `work(*args)` in a process of its own, for the caller to end."""
+    process = _context.Process(target=work, args=args)
+    process.start()
+    return process
 
 
 def _child(work: Callable[..., None], args: tuple[Any, ...], variables: dict[str, str], folder: str) -> None:

@@ -111,11 +111,13 @@ def started(service: str, platform: Platform, *arguments: str, **variables: str)
     """Run a service's command, with further arguments and variables, and stop it by its own process id."""
     command = [INFRA / "entrypoint.sh", *COMPOSE["services"][service]["command"], *arguments]
     port, health = {"prefect": ("4200", "/api/health"), "ray-head": ("8265", "/api/gcs_healthz")}[service]
+    # A head of Ray waits for half a minute at its end until its workers are idle.
+    at_once = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     log = platform.folder / f"{service}.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
             command,
-            env=platform.environment(service) | variables,
+            env=platform.environment(service) | at_once | variables,
             cwd=platform.folder,
             stdin=subprocess.DEVNULL,
             stdout=stream,
