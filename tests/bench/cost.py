@@ -1,6 +1,6 @@
 """The cost model against measured runs: ingest, encode, index and a night at one size predict those at another.
 
-    python -m tests.bench.cost [--tars 16 64] [--per-shard 50]
+    python -m tests.bench.cost [--tars 24 96] [--per-shard 100]
 
 All run in this process on a real S3 server on loopback, with two encode workers that take turns. The constants come
 from the run records and sizes of the artifacts of the first size. CPU is that of this process, without the server's.
@@ -127,8 +127,8 @@ def show(told: dict[str, Work], seen: dict[str, Traffic]) -> None:
 def main() -> None:
     """Run three sizes: a tiny one, which pays for all imports, the one that tells, and the one that is predicted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tars", type=int, nargs=2, default=[16, 64])
-    parser.add_argument("--per-shard", type=int, default=50)
+    parser.add_argument("--tars", type=int, nargs=2, default=[24, 96])
+    parser.add_argument("--per-shard", type=int, default=100)
     given = parser.parse_args()
     warm, small, large = (planned_for(n, given.per_shard, 4 * given.per_shard) for n in (3, *given.tars))
     with scratch_folder() as folder:
