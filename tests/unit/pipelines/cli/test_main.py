@@ -84,6 +84,20 @@ def test_bad_usage_is_one_line_and_exit_2(words: list[str], message: str, tmp_pa
     assert message in refused(hhnet(*(word.format(tmp=tmp_path) for word in words)))
 
 
+def test_a_cost_is_a_table_and_json() -> None:
+    asked = ("plan", "--cost", "--images", "1e6", "--night", "0", "--nodes", "2", "--gpus-per-node", "4")
+    shown = hhnet(*asked, "--set", "cost.put_1000=1000")
+    assert shown.returncode == 0, shown.stderr
+    rows = {line.split("  ")[1].strip(): line.split() for line in shown.stdout.splitlines() if line.startswith("  ")}
+    assert rows["figure"][1:] == ["ingest", "encode", "index", "total", "night"]
+    told = json.loads(hhnet(*asked, "--json").stdout.splitlines()[-1])
+    ingest = told["steps"][0]
+    assert (told["verb"], told["status"], told["tars"], ingest["step"]) == ("plan", "estimated", 1000, "ingest")
+    # A thousand PUT at 1,000 dollars instead of half a cent.
+    dollars = float(rows["USD"][1].replace(",", ""))
+    assert dollars == pytest.approx(ingest["usd"] + (ingest["put"] + ingest["list"]) * 0.999995, abs=0.01)
+
+
 def test_usage_errors_of_the_parser_exit_2_too() -> None:
     done = hhnet("train", "--out", "x")
     assert done.returncode == 2
