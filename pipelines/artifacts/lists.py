@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipelines.errors import DamagedArtifact
 from pipelines.storage import sha256_of
@@ -44,7 +44,7 @@ class ListRef(BaseModel):
         return self.first[: len(prefix)] <= prefix <= self.last[: len(prefix)]
 
 
-E = TypeVar("E", bound=BaseModel)
+E = TypeVar("E")
 
 
 def list_schema(holds: Holds) -> "pa.Schema":
@@ -96,7 +96,8 @@ def parse_list(data: bytes, ref: ListRef, model: type[E], where: str) -> tuple[E
     rising = all(one < other for one, other in pairwise(names))
     if not rising or len(names) != ref.entries or (names[0], names[-1]) != (ref.first, ref.last):
         raise DamagedArtifact(f"{where} does not hold the {ref.entries} entries that its manifest says, in order")
+    entry: TypeAdapter[E] = TypeAdapter(model)
     try:
-        return tuple(model.model_validate(row) for row in table.to_pylist())
+        return tuple(map(entry.validate_python, table.to_pylist()))
     except ValidationError as error:
         raise DamagedArtifact(f"{where} has an entry that cannot be used: {str(error).splitlines()[0]}") from None

@@ -10,12 +10,13 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr, ValidationError
-from pydantic_core import ErrorDetails, PydanticSerializationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic_core import ErrorDetails, PydanticSerializationError, to_jsonable_python
 
 from pipelines.artifacts.lists import INLINE_ENTRIES, Holds, ListRef, pack_lists, parse_list
 from pipelines.artifacts.nearby import explain_absence
@@ -93,13 +94,17 @@ def _receipt_json(data: bytes) -> object:
     return json.loads(data)
 
 
-class Part(_Record):
-    """One immutable object of an artifact: its path below the root, size, digest and number of rows."""
+@checked_dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Part:
+    """One immutable object of an artifact: its path below the root, size, digest and number of rows.
+
+    A process may hold a million of them, so they have slots.
+    """
 
     path: str
-    bytes: int = Field(ge=0)
+    bytes: Annotated[int, Field(ge=0)]
     sha256: str
-    rows: int = Field(ge=0)
+    rows: Annotated[int, Field(ge=0)]
 
     @property
     def name(self) -> str:
@@ -181,7 +186,12 @@ class Manifest(_Record):
     @cached_property
     def receipts(self) -> tuple[ReceiptRef, ...]:
         """All receipts, sorted by shard."""
-        return self.named_receipts or tuple(sorted(self._listed("receipts", ReceiptRef), key=lambda ref: ref.shard))
+        return tuple(sorted(self.each_receipt(), key=lambda ref: ref.shard))
+
+    def each_receipt(self) -> Iterator[ReceiptRef]:
+        """Yield all receipts, in no order; those of lists are read again each time, since all are much to hold."""
+        held = self.__dict__.get("receipts") or self.named_receipts
+        yield from held or self._listed("receipts", ReceiptRef)
 
     def part(self, name: str) -> Part:
         """Return the part with this logical name; raises DamagedArtifact where there is none."""
@@ -219,7 +229,7 @@ class Manifest(_Record):
 
     def _listed(self, holds: Holds, model: type[L], prefix: str = "") -> Iterator[L]:
         refs = [ref for ref in self.lists if ref.holds == holds and ref.may_hold(prefix)]
-        return chain.from_iterable(map_in_order(lambda ref: self._read_list(ref, model), refs))
+        return chain.from_iterable(map_in_order(lambda ref: self._read_list(ref, model), refs, LISTS_AT_ONCE))
 
     def _read_list(self, ref: ListRef, model: type[L]) -> tuple[L, ...]:
         assert self._store is not None, "a manifest with lists knows its store"
@@ -239,10 +249,14 @@ def make_manifest(
 ) -> Manifest:
     """Return the manifest of these parts and receipts at `store`; `fields` are all others but `format` and `digest`.
 
-    Many go into lists, among them those of `before` that can stay; `put_lists` has to put the new ones.
+    Many go into lists, among them those of `before` that can stay; `put_lists` has to put the new ones. Raises
+    DamagedArtifact for a part or receipt that is there twice: its samples would count twice.
     """
     parts = sorted(parts, key=lambda part: part.path)
     receipts = sorted(receipts, key=lambda ref: ref.shard)
+    for names in ([part.path for part in parts], [ref.shard for ref in receipts]):
+        for one in (one for one, other in pairwise(names) if one == other):
+            raise DamagedArtifact(f"{store.uri}: {one} would stand twice in the manifest: report this, it is a bug")
     lists, unput = list[ListRef](), dict[str, bytes]()
     if len(parts) + len(receipts) > INLINE_ENTRIES:
         old_parts = before.held_in_lists("parts", Part) if before else []
@@ -250,11 +264,10 @@ def make_manifest(
         for refs, new in (pack_lists("parts", parts, old_parts), pack_lists("receipts", receipts, old_receipts)):
             lists += refs
             unput |= new
-    named: dict[str, Iterable[_Record | ListRef]] = {"parts": parts, "receipts": receipts, "lists": ()}
+    named: dict[str, Any] = {"parts": parts, "receipts": receipts, "lists": ()}
     if lists:
         named = {"parts": (), "receipts": (), "lists": lists}
-    values = {name: [entry.model_dump(mode="json") for entry in entries] for name, entries in named.items()}
-    whole = {**json.loads(canonical_json(fields)), "format": MANIFEST_FORMAT, **values}
+    whole = {**json.loads(canonical_json(fields)), "format": MANIFEST_FORMAT, **to_jsonable_python(named)}
     manifest = Manifest.model_validate({**whole, "digest": manifest_digest(whole)})
     manifest._store, manifest._unput = store, unput
     manifest.__dict__.update(parts=tuple(parts), receipts=tuple(receipts))
@@ -462,6 +475,8 @@ def read_identity(store: Store) -> tuple[str, str]:
         raise DamagedArtifact(f"{store.uri}/identity.json is not readable") from None
 
 
+LISTS_AT_ONCE = 2
+"""Lists read at a time; twice as many are in memory, with their entries."""
 COPY_BYTES = 1 << 20
 """Bytes of a part that are copied at a time."""
 COPIES_AT_ONCE = 4

@@ -234,7 +234,7 @@ def publish_manifest(artifact: Artifact, path: str, number: int) -> None:
 def _unpublishable(artifact: Artifact, path: str) -> list[str]:
     """Return the paths that are missing: the manifest at `path` itself, and the objects that it names."""
     there = artifact.store.entries()
-    return [*([] if path in there else [path]), *missing_paths(there, list_referenced(artifact))]
+    return [*([] if path in there else [path]), *missing_paths(there, each_referenced(artifact))]
 
 
 class _Made(Facts):
@@ -293,9 +293,11 @@ def _overtaken(store: Store, number: int) -> CommitConflict:
     return CommitConflict(f"{store.uri}: another run published version {number} meanwhile: run again from there")
 
 
-def list_referenced(artifact: Artifact) -> list[Entry]:
-    """Return the parts and receipts of an artifact, and the lists that name them."""
-    return [*artifact.manifest.lists, *artifact.manifest.parts, *artifact.manifest.receipts]
+def each_referenced(artifact: Artifact) -> Iterator[Entry]:
+    """Yield the parts and receipts of an artifact, and the lists that name them."""
+    yield from artifact.manifest.lists
+    yield from artifact.manifest.parts
+    yield from artifact.manifest.each_receipt()
 
 
 def list_lost(artifact: Artifact) -> set[str]:
@@ -306,7 +308,7 @@ def list_lost(artifact: Artifact) -> set[str]:
     there = artifact.store.entries()
     if lists := missing_paths(there, artifact.manifest.lists):
         return set(lists)
-    return {*missing_paths(there, list_referenced(artifact))} | {
+    return {*missing_paths(there, each_referenced(artifact))} | {
         name for name in ("identity.json", "manifest.json") if name not in there
     }
 

@@ -25,7 +25,7 @@ ENCODER_VERSION = 5
 """Version of the encoder, part of every codes fingerprint. Bump it when the same model and images give other codes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CodesShard:
     """The codes of one tar: its name, its sha256 and the Parquet parts with its rows. Each row is in one part.
 
@@ -57,7 +57,7 @@ class CodesSet:
         """The shards in the order of their names, from the receipts in the manifest."""
         artifact, manifest = self.artifact, self.artifact.manifest
         listed, shards = {part: part for part in manifest.parts}, []
-        for reference in manifest.receipts:
+        for reference in manifest.each_receipt():
             receipt = reference.parse(Receipt, artifact.uri, "encode to another --out")
             for part in receipt.codes:
                 if part not in listed:

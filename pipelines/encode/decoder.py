@@ -79,7 +79,7 @@ def task_line(task: DecodeTask) -> str:
 def chunk_line(store: Store, part: Part, records: Sequence[Record], first: int) -> str:
     """Write the line for a chunk: samples of one tar, whose squares go to place `first` and those behind it."""
     samples = [[[m.name, m.offset, m.size, m.sha256.hex()] for m in record.members] for record in records]
-    return json.dumps({"store": store.uri, "part": part.model_dump(), "samples": samples, "first": first}) + "\n"
+    return json.dumps({"store": store.uri, "part": asdict(part), "samples": samples, "first": first}) + "\n"
 
 
 class Decoder(Protocol):
@@ -225,7 +225,7 @@ class ChunkDecoder:
         ]
         found: list[Sample] | Exception
         try:
-            part, span = Part.model_validate(chunk["part"]), span_bytes(records)
+            part, span = Part(**chunk["part"]), span_bytes(records)
             found = list(read_samples(Store(chunk["store"]), part, records, self._metadata, span))
         except Exception as error:  # it is raised again in the worker
             found = error

@@ -130,7 +130,7 @@ def _commit_codes(
 ) -> Artifact:
     """Publish the codes: a first version, or a next one with the shards of `before` and the new ones."""
     manifest = before.manifest if before else None
-    held = {ref.shard for ref in manifest.receipts} if manifest else set()
+    held = {ref.shard for ref in manifest.each_receipt()} if manifest else set()
     receipts = {name: receipt for name, receipt in receipts.items() if PurePosixPath(name).name not in held}
     if lacking := held - {shard.stem for shard in opened.shards}:
         raise InputError(
@@ -165,5 +165,5 @@ def _commit_codes(
     inputs = [entry.model_dump() for entry in job.inputs]
     known = list_versions(writer.store)
     number = (known[-1] if known else 1) + 1
-    refs = [*before.manifest.receipts, *drafted.receipts]
+    refs = [*before.manifest.each_receipt(), *drafted.receipts]
     return publish_next(before, number, parts, refs, totals, inputs=inputs, meta=meta)

@@ -127,7 +127,7 @@ def find_missing_work(store: Store, opened: ShardSet) -> tuple[Artifact | None, 
         if gone:
             published = None  # its first version: the receipts tell what it held, and it is published as it was
     if published is not None:
-        known, lost_tasks = {ref.shard for ref in published.manifest.receipts}, _lost_shards(published, opened)
+        known, lost_tasks = {ref.shard for ref in published.manifest.each_receipt()}, _lost_shards(published, opened)
     new = [shard for shard in opened.shards if shard.stem not in known]
     receipts = read_whole_receipts(store, [shard.stem for shard in new]) if new else {}
     new_tasks = [ShardTask(shard.name, shard.stem) for shard in new if shard.stem not in receipts]
@@ -136,11 +136,13 @@ def find_missing_work(store: Store, opened: ShardSet) -> tuple[Artifact | None, 
 
 def _lost_shards(published: Artifact, opened: ShardSet) -> list[ShardTask]:
     """Return tasks for shards with a missing part or receipt; each keeps the receipt name of the manifest."""
-    gone = list_lost(published)
+    if not (gone := list_lost(published)):
+        return []
     manifest = published.manifest
     stems = {PurePosixPath(part.name).stem for part in manifest.parts if part.path in gone}
-    stems |= {ref.shard for ref in manifest.receipts if ref.path in gone}
-    names = {ref.shard: ref.path.removeprefix("receipts/").removesuffix(".json") for ref in manifest.receipts}
+    stems |= {ref.shard for ref in manifest.each_receipt() if ref.path in gone}
+    paths = {ref.shard: ref.path for ref in manifest.each_receipt() if ref.shard in stems}
+    names = {stem: path.removeprefix("receipts/").removesuffix(".json") for stem, path in paths.items()}
     kept = codes_by_stem(part for part in manifest.parts if part.path not in gone)
     return [
         ShardTask(shard.name, names[shard.stem], kept=kept.get(shard.stem, ()))

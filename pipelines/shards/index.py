@@ -33,7 +33,7 @@ PIECES_KEPT = 16
 """Number of pieces that stay in memory."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class IndexedTar:
     """A row of the directory: the piece with the rows of a tar, the first of them, and their number."""
 

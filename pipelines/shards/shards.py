@@ -127,7 +127,7 @@ def index_table(records: Sequence[Record]) -> pa.Table:
 # ------------------------------------------------------------------------------------------------------- reading
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One tar of a shards artifact. Its rows of the index are read when they are needed."""
 
@@ -217,7 +217,7 @@ def open_shards(source: str | Artifact, digest: str | None = None) -> ShardSet:
         place = index.tars.get(name)
         if place is None or place.rows != part.rows:
             raise DamagedArtifact(f"{artifact.uri}: the directory of the index has not the {part.rows} rows of {name}")
-        shards.append(Shard(name, part, index, place))
+        shards.append(Shard(place.shard, part, index, place))
     if len(shards) != len(index.tars):
         raise DamagedArtifact(f"{artifact.uri}: the directory of the index has {len(index.tars)} tars of {len(shards)}")
     return ShardSet(artifact, artifact.facts(ShardsMeta).classes, tuple(shards))

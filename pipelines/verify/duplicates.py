@@ -23,11 +23,11 @@ from pipelines.dedupe.looks import FILE_KNOWN, SEEN, mark_alike
 from pipelines.dedupe.source_tars import SourceTar, list_source_tars
 from pipelines.dedupe.tables import COMPONENTS_SCHEMA, PAIRS_SCHEMA, Match, PlacedShard, count_matches, read_places
 from pipelines.encode.codes import open_codes
-from pipelines.errors import DamagedArtifact
+from pipelines.errors import DamagedArtifact, format_count
 from pipelines.index.kinds import Codes
 from pipelines.index.reader import IndexReader
 from pipelines.storage import scratch_folder
-from pipelines.verify.findings import Findings, count
+from pipelines.verify.findings import Findings
 
 CONFIRMED = (Match.BYTES, Match.PICTURE)
 MAX_PROBES = 64
@@ -99,8 +99,8 @@ def prove_duplicates(findings: Findings) -> None:
             f"{artifact.uri}: the totals are {artifact.manifest.totals}, the parts add up to {counts}",
         )
         findings.checks.append(
-            f"{count(counts['pairs'], 'pair')} in order, once each, and the {count(components, 'component')} that "
-            "they join"
+            f"{format_count(counts['pairs'], 'pair')} in order, once each, and the "
+            f"{format_count(components, 'component')} that they join"
         )
         _prove_inputs(
             findings, places, pairs, listed.filter(pa.array((matches == Match.BYTES) | (matches == Match.PICTURE)))
@@ -297,7 +297,7 @@ def _prove_pictures(findings: Findings, places: list[PlacedShard], shards: list[
         if not same:
             where = f"{findings.artifact.uri}: {row['key']!r} and its twin"
             raise DamagedArtifact(f"{where} do not have the same {row['match']}, as the components say")
-    findings.checks.append(f"the pictures of {count(number, 'sample')} match those of their twins")
+    findings.checks.append(f"the pictures of {format_count(number, 'sample')} match those of their twins")
 
 
 def _prove_pairs(findings: Findings, sources: list[SourceTar], pairs: _Pairs, width: int) -> None:
@@ -329,8 +329,8 @@ def _prove_pairs(findings: Findings, sources: list[SourceTar], pairs: _Pairs, wi
             a, b = _near(corpus.codes, probes, among, findings.artifact.facts(DuplicatesMeta).radius)
             _require_pairs(pairs, corpus.ids[a], corpus.ids[b], uri)
     findings.checks.append(
-        f"the codes have these distances, and no other pairs of equal codes, or of {count(len(probes), 'sample')} "
-        "compared with all"
+        "the codes have these distances, and no other pairs of equal codes, or of "
+        f"{format_count(len(probes), 'sample')} compared with all"
     )
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipelines.artifacts.facts import SplitPart
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.versions import VersionsRead, open_input_version
-from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, StoreUnavailable
+from pipelines.errors import DamagedArtifact, FingerprintMismatch, InputError, StoreUnavailable, format_count
 from pipelines.verify.proofs import Proofs
 from pipelines.verify.spread import Spread
 
@@ -35,6 +35,8 @@ class Findings:
     versions_read: VersionsRead = field(default_factory=VersionsRead)
     followed: set[str] = field(default_factory=set)
     """Digests of the inputs' inputs that were already followed."""
+    out_of_reach: set[str] = field(default_factory=set)
+    """Digests of the inputs of any version that could not be opened."""
     _texts: set[str] = field(default_factory=set)
 
     def of(self, artifact: Artifact) -> "Findings":
@@ -95,6 +97,7 @@ class Findings:
             if uri is not None:
                 raise
             self.checks.append(f"input {name}: not checked ({error})")
+            self.out_of_reach.add(digest)
         else:
             self.checks.append(f"input {name}: {found.uri} has the digest that was used")
             self._follow(found, name)
@@ -125,11 +128,6 @@ class Findings:
             )
 
 
-def count(number: int, unit: str) -> str:
-    """Format a number and its unit: `1 tar`, `2 tars`."""
-    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
-
-
 def check_distinct_keys(findings: Findings, keys: pa.ChunkedArray) -> bool:
     """Return True if each key names only one sample of an artifact; else note a problem."""
     if len(keys) == pc.count_distinct(keys).as_py():
@@ -137,7 +135,7 @@ def check_distinct_keys(findings: Findings, keys: pa.ChunkedArray) -> bool:
     counts = pc.value_counts(keys)
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     findings.note_problem(
-        f"{findings.artifact.uri}: {count(len(twice), 'key')} stand for several samples, such as "
+        f"{findings.artifact.uri}: {format_count(len(twice), 'key')} stand for several samples, such as "
         f"{twice[0]['values'].as_py()!r}"
     )
     return False

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from pipelines.artifacts.commit import list_versions
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.result import Result
-from pipelines.artifacts.versions import NAMED_FOLDERS, list_referenced, open_current, open_version, read_all_manifests
+from pipelines.artifacts.versions import NAMED_FOLDERS, each_referenced, open_current, open_version, read_all_manifests
 from pipelines.config.values import parse_duration
 from pipelines.errors import ConfigError, InputError, StoreUnavailable
 from pipelines.index.reader import find_newest_made
@@ -132,7 +132,7 @@ def _garbage(there: Mapping[str, ObjectInfo], published: Mapping[str, Artifact])
         return temporary
     used = set(published)
     for artifact in published.values():
-        used |= {entry.path for entry in list_referenced(artifact)}
+        used |= {entry.path for entry in each_referenced(artifact)}
     unused = [name for name in there if name.partition("/")[0] in NAMED_FOLDERS and "/" in name and name not in used]
     is_model = any(artifact.manifest.kind == "model" for artifact in published.values())
     checkpoints = [name for name in there if is_model and name.startswith(CHECKPOINTS_PREFIX)]

@@ -8,12 +8,12 @@ import pyarrow as pa
 
 from pipelines.artifacts.versions import made_as
 from pipelines.encode.codes import CodesSet, CodesShard, open_codes, renumber_labels, renumbering, require_signs
-from pipelines.errors import DamagedArtifact
+from pipelines.errors import DamagedArtifact, format_count
 from pipelines.index.keys import keys_of_codes
 from pipelines.index.layout import IndexedPart, IndexedShard, keys_name, part_stem
 from pipelines.index.reader import IndexReader
 from pipelines.storage import scratch_folder
-from pipelines.verify.findings import Findings, count
+from pipelines.verify.findings import Findings
 
 
 def prove_index(findings: Findings) -> None:
@@ -43,7 +43,7 @@ def prove_index(findings: Findings) -> None:
         findings.require(total == reader.count, f"{artifact.uri}: the totals say {total} codes, not {reader.count}")
         gone = sum(len(rows) for rows in reader.removed.values())
         findings.checks.append(
-            f"{count(reader.count, 'code')} in {count(len(reader.parts), 'part')} that open"
+            f"{format_count(reader.count, 'code')} in {format_count(len(reader.parts), 'part')} that open"
             + (f", {gone} of their rows removed" if gone else "")
         )
         inputs = findings.inputs()

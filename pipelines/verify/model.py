@@ -3,9 +3,9 @@
 import safetensors
 
 from pipelines.artifacts.facts import ModelCard, ModelMeta, ShardsMeta
-from pipelines.errors import DamagedArtifact
+from pipelines.errors import DamagedArtifact, format_count
 from pipelines.train.curve import CURVE_TABLE, curve_table
-from pipelines.verify.findings import Findings, count, json_object
+from pipelines.verify.findings import Findings, json_object
 
 
 def prove_model(findings: Findings) -> None:
@@ -47,6 +47,6 @@ def _tensors(findings: Findings, name: str) -> int:
             found = safetensors.deserialize(artifact.read(artifact.manifest.part(name)))  # type: ignore[no-untyped-call]
         except safetensors.SafetensorError as error:
             raise DamagedArtifact(f"{artifact.uri}: {name} is not safetensors: {error}") from None
-        findings.checks.append(f"{name} is safetensors with {count(len(found), 'tensor')}")
+        findings.checks.append(f"{name} is safetensors with {format_count(len(found), 'tensor')}")
         return len(found)
     return 0

@@ -11,10 +11,10 @@ from pipelines.artifacts.facts import ProtocolCard, ShardsMeta
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.parquet import table_digest
 from pipelines.artifacts.splits import part_proof, split_digest
-from pipelines.errors import DamagedArtifact
+from pipelines.errors import DamagedArtifact, format_count
 from pipelines.shards.shards import Member, Record, Shard, ShardSet, open_shards
 from pipelines.shards.tar import Hashed, TarDamaged, TarEntry, read_tar
-from pipelines.verify.findings import Findings, check_distinct_keys, count
+from pipelines.verify.findings import Findings, check_distinct_keys
 
 
 def prove_tar(artifact: Artifact, shard: Shard, classes: int) -> list[str]:
@@ -118,8 +118,8 @@ def prove_shards(findings: Findings) -> list[tuple[Shard, str]]:
                 f"{artifact.uri}: {totals['found']} files found are not samples plus skipped",
             )
         findings.checks.append(
-            f"{count(opened.samples, 'sample')} in {count(len(opened.shards), 'tar')}, keys distinct, each member "
-            f"where the index says, with its sha256{'' if meta.adopted else ' and labels'}"
+            f"{format_count(opened.samples, 'sample')} in {format_count(len(opened.shards), 'tar')}, keys distinct, "
+            f"each member where the index says, with its sha256{'' if meta.adopted else ' and labels'}"
         )
         if meta.protocol is not None:
             _prove_protocol(findings, opened, meta.protocol, meta.split.part if meta.split else "")

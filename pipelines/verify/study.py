@@ -7,9 +7,9 @@ from pipelines.artifacts.facts import ModelCard, ModelMeta, ReportMeta, StudyMet
 from pipelines.artifacts.manifest import Artifact
 from pipelines.artifacts.tables import read_table
 from pipelines.artifacts.versions import open_input_version
-from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable
+from pipelines.errors import DamagedArtifact, InputError, StoreUnavailable, format_count
 from pipelines.study.results import cells_schema, summarise_groups
-from pipelines.verify.findings import Findings, count
+from pipelines.verify.findings import Findings
 
 
 def prove_study(findings: Findings) -> None:
@@ -34,7 +34,9 @@ def prove_study(findings: Findings) -> None:
         findings.require(
             kept == summarise_groups(cells), f"{artifact.uri}: summary.json is not the summary of its cells"
         )
-        findings.checks.append(f"{count(len(rows), 'cell')} with the figures of the reports and models they name")
+        findings.checks.append(
+            f"{format_count(len(rows), 'cell')} with the figures of the reports and models they name"
+        )
 
 
 def _prove_row(

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -97,28 +98,29 @@ class Memory:
     def peak(self) -> float:
         return max(self.mib)
 
-    def look(self, root: psutil.Process, begun: float) -> None:
-        """Add what the tree holds now."""
+    def look(self, roots: Sequence[psutil.Process], begun: float) -> None:
+        """Add what the trees hold now."""
         found: Counter[str] = Counter()
-        for process in [root, *root.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess, OSError):  # it ended meanwhile
-                found[process.name()] += resident(process)
+        for root in roots:
+            for process in [root, *root.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess, OSError):  # it ended meanwhile
+                    found[process.name()] += resident(process)
         if not self.mib or found.total() > self.peak * (1 << 20):
             self.at_peak = {name: size >> 20 for name, size in found.most_common()}
         self.seconds.append(time.monotonic() - begun)
         self.mib.append(found.total() / (1 << 20))
 
 
-def watched(command: list[str]) -> Memory:
-    """Run a command to its end; the memory of its tree."""
+def watched(command: list[str], cluster: int | None = None) -> Memory:
+    """Run a command to its end; the memory of its tree, and of that of the process that serves its Ray cluster."""
     memory, begun, ended = Memory(), time.monotonic(), threading.Event()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
 
         def watch() -> None:
-            root = psutil.Process(run.pid)
+            roots = [psutil.Process(pid) for pid in (run.pid, cluster) if pid is not None]
             while not ended.wait(EVERY_S):
                 with suppress(psutil.NoSuchProcess):
-                    memory.look(root, begun)
+                    memory.look(roots, begun)
 
         thread = threading.Thread(target=watch)
         thread.start()

@@ -9,6 +9,7 @@ with seaweed(folder) as server:      # started, answering, with one bucket
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ ACCESS_KEY = "test"
 SECRET_KEY = "testsecret"
 START_S = 60
 STOP_S = 30
-PORTS = ("s3", "master", "volume", "filer", "admin")
+PORTS = ("s3.port", "master.port", "volume.port", "filer.port", "admin.port", "metricsPort")
 
 
 @dataclass(eq=False)
@@ -42,13 +44,13 @@ class Seaweed:
     @property
     def endpoint(self) -> str:
         """URL of its S3 API."""
-        return f"http://127.0.0.1:{self.ports['s3']}"
+        return f"http://127.0.0.1:{self.ports['s3.port']}"
 
     def start(self) -> None:
         """Start it and wait until it answers and its bucket is there."""
         command = [
             *(str(Path(sys.executable).with_name("weed")), "mini", f"-dir={self.folder}", f"-bucket={BUCKET}"),
-            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", *(f"-{name}.port={port}" for name, port in self.ports.items())),
+            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", *(f"-{name}={port}" for name, port in self.ports.items())),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false"),
             *("-master.electionTimeout=1s", "-master.heartbeatInterval=100ms"),
             f"-filer.localSocket={self.folder}/f.sock",
@@ -83,6 +85,16 @@ class Seaweed:
     def uri(self, prefix: str) -> str:
         """An s3:// URI in the server's bucket."""
         return f"s3://{BUCKET}/{prefix}"
+
+    def requests(self) -> Counter[str]:
+        """The requests that its S3 API has answered so far, by verb."""
+        url = f"http://127.0.0.1:{self.ports['metricsPort']}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+        found = Counter[str]()
+        for labels, count in re.findall(r"^SeaweedFS_s3_request_total\{([^}]*)\} (\S+)$", text, re.MULTILINE):
+            found[re.findall(r'type="([^"]*)"', labels)[0]] += round(float(count))
+        return found
 
     @property
     def variables(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,16 @@ def test_lists_that_gc_takes_during_a_publication_are_put_again(
     assert open_current(str(tmp_path)).manifest.parts == second.manifest.parts
 
 
+@pytest.mark.parametrize("count", [3, PARTS])
+def test_what_stands_twice_is_not_published(tmp_path: Path, count: int) -> None:
+    base = commit(tmp_path, count)
+    parts, receipts = base.manifest.parts, base.manifest.receipts
+    for twice in ((parts + parts[1:2], receipts), (parts, receipts + receipts[1:2])):
+        with pytest.raises(DamagedArtifact, match=r"(p0001.*|s0001) would stand twice"):
+            publish_next(base, 2, *twice, {"samples": count})
+    assert verify(str(tmp_path)).digest == base.digest
+
+
 Rows = list[dict[str, Any]]
 
 
@@ -184,7 +195,7 @@ def test_a_list_that_lies_with_a_right_digest(tmp_path: Path, change: Callable[[
     made = commit(tmp_path)
     fields = fields_of(made)
     ref = fields["lists"][0]
-    rows = [part.model_dump() for part in made.manifest.parts[:6]]
+    rows = [asdict(part) for part in made.manifest.parts[:6]]
     change(rows)
     data = parquet_bytes(pa.Table.from_pylist(rows, schema=lists.list_schema("parts")))
     (tmp_path / ref["path"]).write_bytes(data)

@@ -1,6 +1,7 @@
 """Versions of an index that somebody forged or damaged are refused, and verify proves those that are sound."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_a_swapped_quantizer_is_refused_naming_both(tmp_path: Path, pool: Inline
 
     def swap(fields: dict[str, Any]) -> None:
         parts = [part for part in fields["parts"] if part["path"] != own.path]
-        fields["parts"] = sorted([*parts, foreign.model_dump()], key=lambda part: str(part["path"]))
+        fields["parts"] = sorted([*parts, asdict(foreign)], key=lambda part: str(part["path"]))
 
     forge(index, 2, swap)
     with pytest.raises(
@@ -159,6 +160,6 @@ def test_verify_finds_a_part_that_belongs_to_no_shard(index: str) -> None:
     remove_rows(index, FLAT, shards=["base-000001.tar"])
     compact_index(index, FLAT, pool=InlinePool())
     dropped = open_artifact(index).manifest.part("part-000001.safetensors")
-    forge(index, 4, lambda fields: (fields["parts"].append(dropped.model_dump()), fields["meta"].update(version=4)))
+    forge(index, 4, lambda fields: (fields["parts"].append(asdict(dropped)), fields["meta"].update(version=4)))
     with pytest.raises(DamagedArtifact, match="the ordinal table gives it no rows"):
         verify(index)

@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -331,7 +332,7 @@ def test_a_directory_that_lies_is_refused(
     change(rows)
     data = parquet_bytes(pa.Table.from_pylist(rows, schema=shard_index.DIRECTORY))
     made.store.memory.held[part.path] = data  # type: ignore[attr-defined]
-    put = part.model_copy(update={"bytes": len(data), "sha256": sha256_of(data)})
+    put = replace(part, bytes=len(data), sha256=sha256_of(data))
     fields = {"kind": "shards", "fingerprint": "a" * 64, "inputs": [], "totals": {}, "meta": made.manifest.meta}
     parts = [put, *(other for other in made.manifest.parts if other != part)]
     with pytest.raises(DamagedArtifact, match=complaint):

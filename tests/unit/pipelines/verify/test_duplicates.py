@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Forged:
             columns = {field.name: [row[field.name] for row in rows] for field in SCHEMAS[name]}
             data = parquet_bytes(table_of(SCHEMAS[name], columns))
             parts[name] = writer.put_part(NAMES[name], data, len(rows))
-        receipt = {"unit": 0, "pairs": parts["pairs"].rows, "parts": [parts["pairs"].model_dump()], **self.receipt}
+        receipt = {"unit": 0, "pairs": parts["pairs"].rows, "parts": [asdict(parts["pairs"])], **self.receipt}
         receipts = {"pairs-000000": writer.put_receipt("pairs-000000", receipt)}
         return writer.commit(list(parts.values()), self.totals, manifest.meta, receipts).uri
 

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_what_any_version_refers_to_stays(codes: Artifact) -> None:
     part = codes.manifest.parts[1]
     refs = [codes.manifest.receipts[0], moved]
     codes.store.put("parts/b-0123456789abcdef.parquet", codes.store.read(part.path))
-    parts = [codes.manifest.parts[0], part.model_copy(update={"path": "parts/b-0123456789abcdef.parquet"})]
+    parts = [codes.manifest.parts[0], replace(part, path="parts/b-0123456789abcdef.parquet")]
     second = publish_next(codes, 2, parts, refs, {"samples": 10})
     before = files(codes.uri)
     age_all(Path(codes.uri))

@@ -11,13 +11,14 @@ import pytest
 import safetensors.numpy
 
 from pipelines.artifacts.commit import ArtifactWriter
+from pipelines.artifacts.facts import ShardsMeta
 from pipelines.artifacts.manifest import Artifact, manifest_digest
 from pipelines.artifacts.parquet import parquet_bytes, read_parquet
 from pipelines.artifacts.tables import SHARD_INDEX
 from pipelines.errors import DamagedArtifact
 from pipelines.index.kinds import index_kind
-from pipelines.shards.index import piece_name
-from pipelines.shards.shards import open_shards
+from pipelines.shards.index import piece_name, put_index
+from pipelines.shards.shards import open_shards, scan_tar, write_tar
 from pipelines.storage import Store, canonical_json, sha256_of
 from pipelines.verify.verify import verify
 from tests.support.artifacts import BITS, CLASSES, MARK, MODEL_CARD, Columns, make_codes, make_index, make_model
@@ -95,6 +96,18 @@ def test_a_tar_without_its_last_sample_is_noticed_though_its_digest_fits(shards:
     first = min(member.offset for member in shard.records()[-1].members) - 512
     replace_part(Path(shards.uri), "shard-000002", data[:first] + bytes(1024))
     with pytest.raises(DamagedArtifact, match=r"ends before .*, which the index lists"):
+        verify(shards.uri)
+
+
+@pytest.mark.parametrize("content", [b'{"labels": [1e400]}', b"[" * 100_000, b'{"labels": null}', b'{"labels": ["x"]}'])
+def test_labels_in_a_tar_that_nobody_can_read(tmp_path: Path, content: bytes) -> None:
+    write_tar(tmp_path / "a.tar", [{"__key__": "k", "png": b"x", "json": content}])
+    rows = scan_tar(tmp_path / "a.tar", "a.tar", {"k": [0]}, {"k": "k.png"}, {"k": "k.png"})
+    writer = ArtifactWriter(Store(tmp_path / "shards"), "shards", MARK, (), {})
+    parts = [writer.put_part("a.tar", tmp_path / "a.tar", 1), *put_index(writer, [rows])]
+    totals = {"samples": 1, "skipped": 0, "found": 1}
+    shards = writer.commit(parts, totals, ShardsMeta(classes=("one",), source="", split=None))
+    with pytest.raises(DamagedArtifact, match=r"k\.json says labels \[-1\], the index \[0\]"):
         verify(shards.uri)
 
 

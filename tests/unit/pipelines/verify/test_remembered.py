@@ -110,9 +110,10 @@ def test_full_finds_what_no_time_tells(novel: Artifact) -> None:
 def test_a_share_reads_everything_in_turn(novel: Artifact) -> None:
     verify(novel.uri)
     flip_unseen(Path(novel.uri, novel.manifest.parts[3].path))
-    assert [verify(novel.uri, sample=0.25).read for _ in range(3)] == [1, 1, 1]
+    shares = [verify(novel.uri, sample=0.2).read for _ in range(4)]
+    assert shares == [0, 1, 1, 1]  # the manifest is an object like the four parts
     with pytest.raises(DamagedArtifact, match="p3-"):
-        verify(novel.uri, sample=0.25)
+        verify(novel.uri, sample=0.2)
 
 
 def test_what_was_put_just_now_is_not_trusted(novel: Artifact) -> None:
@@ -209,7 +210,7 @@ def test_other_files_beside_the_records_stay(novel: Artifact) -> None:
 def test_versions_are_read_once_for_all_of_an_index(
     tmp_path: Path, shards: Artifact, model: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four times the nights are four times the requests, not sixty-four times."""
+    """Each night more is two requests more, its version and its manifest; all others are of the newest version."""
     counts = []
     for nights in (4, 16):
         codes = make_codes(tmp_path / f"codes-{nights}", shards, model)
@@ -221,7 +222,29 @@ def test_versions_are_read_once_for_all_of_an_index(
         settle(tmp_path)
         verify(codes.uri)
         counts.append(reads_of(monkeypatch, lambda uri=codes.uri: verify(uri)))  # type: ignore[misc]
-    assert counts[1] < 4.5 * counts[0], counts
+    assert counts[1] - counts[0] == 2 * 12, counts
+
+
+def test_older_versions_are_proven_once(tmp_path: Path, shards: Artifact, model: Artifact) -> None:
+    known = "2 older versions proven before, with manifests as they were"
+    codes = make_codes(tmp_path / "codes", shards, model)
+    totals = codes.manifest.totals
+    for number in (2, 3):
+        codes = publish_next(codes, number, codes.manifest.parts, codes.manifest.receipts, totals, meta=noted(codes))
+    settle(tmp_path)
+    shutil.move(shards.uri, tmp_path / "away")
+    assert any("not checked" in check for check in verify(codes.uri).checks)
+    shutil.move(tmp_path / "away", shards.uri)
+    assert known not in verify(codes.uri).checks  # nobody has seen their inputs before
+    assert known in verify(codes.uri).checks
+    settle(Path(codes.uri, "manifests"), HOUR_AGO + 60)
+    assert "1 older version proven before, with manifests as they were" in verify(codes.uri).checks
+    assert not any("older version" in check for check in verify(codes.uri, full=True).checks)
+    part = Path(codes.uri, codes.manifest.parts[0].path)
+    part.write_bytes(part.read_bytes()[:-1] + b"?")
+    settle(part.parent, HOUR_AGO + 120)
+    with pytest.raises(DamagedArtifact, match=part.name):
+        verify(codes.uri)
 
 
 def noted(codes: Artifact) -> dict[str, object]:
