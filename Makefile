@@ -39,7 +39,7 @@ guided: $(READY) ## An hour of tars changed by atheris wherever that reaches new
 	@$(VENV)/bin/pip install -q --no-deps --upgrade --target $(VENV)/guided atheris==3.0.0
 	@PYTHONPATH=$(VENV)/guided $(VENV)/bin/python -m tests.fuzz.guided --seconds $(GUIDED_S)
 
-bench: $(READY) ## Cost of safety, pixels beside Pillow, memory and feed of an encode, encode beside other scripts, small images beside timm, search beside Faiss and the scan, changes of a large index, training
+bench: $(READY) ## Cost of safety, pixels beside Pillow, memory and feed of an encode, encode beside other scripts, small images beside timm, search beside Faiss and the scan, changes of a large index, training, the cost model beside measured runs, an encode on 1,000 simulated nodes
 	@$(VENV)/bin/python -m tests.bench.safety
 	@$(VENV)/bin/python -m tests.bench.pixels
 	@$(VENV)/bin/python -m tests.bench.memory
@@ -51,6 +51,8 @@ bench: $(READY) ## Cost of safety, pixels beside Pillow, memory and feed of an e
 	@$(VENV)/bin/python -m tests.bench.dedupe
 	@$(VENV)/bin/python -m tests.bench.planner
 	@$(VENV)/bin/python -m tests.bench.training --steps 3
+	@$(VENV)/bin/python -m tests.bench.cost
+	@$(VENV)/bin/python -m tests.bench.simulate --tars 5000
 
 gpu: $(READY) ## All that needs a GPU, in 35 minutes, into one file or OUT=file; DATA=folder of CIFAR-10; REHEARSE=1 tries it on the CPU
 	@$(VENV)/bin/python -m tests.bench.gpu $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA)) $(if $(REHEARSE),--rehearse)

@@ -91,6 +91,7 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         close_dead(self.store, self.name)
         self._began = self._put_at = time.time()
+        self._cpu_before = time.process_time()
         begin = {
             **self._first,
             "began": self._began,
@@ -139,6 +140,7 @@ class RunLog:
             "end": _end_of(error),
             "ended": ended,
             "seconds": round(ended - self._began, 3),
+            "cpu_seconds": round(time.process_time() - self._cpu_before, 3),
             **self._state(),
             **({"error": _recordable(str(error))} if error is not None else {}),
             "attempts": self._attempts,

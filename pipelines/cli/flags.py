@@ -244,3 +244,33 @@ class DedupeFlags(Flags):
         bool | None, Flag("Drop also samples that only their codes say are duplicates.", setting="dedupe.same_code")
     ] = None
     memory: Annotated[str | None, Flag("Largest memory of the search.", "4GiB", setting="dedupe.memory")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanFlags(Flags):
+    """Flags of `hhnet plan`."""
+
+    shards: Annotated[list[str] | None, Flag("Shards; repeatable.", "URI")] = None
+    codes: Annotated[list[str] | None, Flag("Codes of these shards, where they exist; repeatable.", "URI")] = None
+    index: Annotated[str | None, Flag("Index over these codes.", "URI")] = None
+    cost: Annotated[bool, Flag("Compare nothing: predict what a corpus will take and cost.")] = False
+    images: Annotated[float | None, Flag("With --cost: number of images, such as 1e9.", min=1, max=1e12)] = None
+    per_shard: Annotated[
+        int | None, Flag("With --cost: images of a tar.", setting="ingest.samples_per_shard", min=1)
+    ] = None
+    image_bytes: Annotated[
+        float | None, Flag("With --cost: mean bytes of an image file; default: as --from says, else 1e5.", min=1)
+    ] = None
+    night: Annotated[
+        float | None, Flag("With --cost: images that come each night; default: a thousandth.", min=0, max=1e12)
+    ] = None
+    nodes: Annotated[int | None, Flag("With --cost: machines; default: 1.", min=1)] = None
+    gpus_per_node: Annotated[int | None, Flag("With --cost: GPUs of a machine; default: 0.", min=0)] = None
+    cpus_per_node: Annotated[int | None, Flag("With --cost: CPUs of a machine; default: 16.", min=1)] = None
+    from_: Annotated[
+        list[str] | None,
+        Flag(
+            "With --cost: shards, model, codes or index whose run records and sizes give the constants; repeatable.",
+            "URI",
+        ),
+    ] = None

@@ -19,6 +19,7 @@ from pipelines.cli.flags import (
     EncodeFlags,
     EvaluateFlags,
     IngestFlags,
+    PlanFlags,
     RetryFlags,
     SearchFlags,
     TrainFlags,
@@ -287,20 +288,47 @@ def status_command(
 
 
 @verb(app, "plan")
-def plan_command(
-    shards: Annotated[list[str] | None, Flag("Shards; repeatable.", "URI")] = None,
-    codes: Annotated[list[str] | None, Flag("Codes of these shards, where they exist; repeatable.", "URI")] = None,
-    index: Annotated[str | None, Flag("Index over these codes.", "URI")] = None,
-) -> Result:
+def plan_command(flags: PlanFlags, settings: Config) -> Result:
     """Compare shards, their codes and an index: show what is new, changed or gone, and the commands to update it.
 
+    With --cost, predict instead what a corpus will take: hours of GPUs and CPUs, requests to a store, bytes, a price.
+
     Example: hhnet plan --shards shards/photos --shards shards/tonight --codes codes/photos --index index
+
+    Example: hhnet plan --cost --images 1e9 --nodes 16 --gpus-per-node 8 --from codes/photos --from index
     """
-    if not (shards or codes):
+    if flags.cost:
+        return _estimate_cost(flags, settings)
+    of_machines = flags.nodes, flags.gpus_per_node, flags.cpus_per_node
+    of_images = flags.images, flags.per_shard, flags.image_bytes, flags.night
+    if flags.from_ or any(value is not None for value in (*of_machines, *of_images)):
+        raise UsageError("what describes images and machines goes with --cost: add that, or leave it out")
+    if not (flags.shards or flags.codes):
         raise UsageError("nothing to compare: give --shards or --codes")
     from pipelines.index.diff import plan_changes
 
-    return plan_changes(shards or (), codes or (), index)
+    return plan_changes(flags.shards or (), flags.codes or (), flags.index)
+
+
+def _estimate_cost(flags: PlanFlags, settings: Config) -> Result:
+    if flags.shards or flags.codes or flags.index:
+        raise UsageError("--cost compares nothing: leave out --shards, --codes and --index, or name them with --from")
+    if flags.images is None:
+        raise UsageError("--cost needs a number of images: give --images N")
+    from pipelines.cost.estimate import estimate
+    from pipelines.cost.model import Planned
+
+    images = round(flags.images)
+    planned = Planned(
+        images=images,
+        per_shard=settings.ingest.samples_per_shard,
+        part_codes=settings.index.part_codes,
+        night=-(-images // 1000) if flags.night is None else round(flags.night),
+        nodes=flags.nodes or 1,
+        gpus=flags.gpus_per_node or 0,
+        cpus=flags.cpus_per_node or Planned.cpus,
+    )
+    return estimate(planned, settings, flags.from_ or (), flags.image_bytes)
 
 
 @verb(app, "search")

@@ -11,9 +11,6 @@ make ready for it. Such an item still waits: another actor takes it where nothin
 """
 
 import logging
-import os
-import socket
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -21,18 +18,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Generic, TypeVar
 
 from pipelines.cluster.attempts import OWN_FAULT, Attempt, AttemptFailed, End, Outcome, cause_of_death, first_line
-from pipelines.cluster.head import require_node
 from pipelines.cluster.metrics import Meter, Show
-from pipelines.cluster.placement import (
-    FREE_COUNT_LAG_S,
-    Need,
-    Node,
-    count_places,
-    explain_shortage,
-    hide_unreserved_gpus,
-    list_live_nodes,
-)
-from pipelines.console import logged_in_worker
+from pipelines.cluster.placement import FREE_COUNT_LAG_S, Need, Node, count_places, explain_shortage
+from pipelines.cluster.ray_actors import ActorLocation, RayActors, StartActors
 from pipelines.errors import ClusterUnavailable, WorkFailed
 
 _log = logging.getLogger(__name__)
@@ -49,57 +37,6 @@ NODE_VERDICT_S = 30.0
 """Seconds after a worker's death until Ray surely knows whether its node is lost: its health check takes about 15."""
 MAX_NODE_LOSSES = 20
 """Number of lost nodes under one item that ends the run. They count as no attempts, so they need their own limit."""
-BESIDE_GROUP = "beside"
-"""Name of the concurrency group whose thread answers while the actor works."""
-
-
-@dataclass(frozen=True)
-class ActorLocation:
-    """The node, host, process and GPUs of an actor."""
-
-    node: str
-    host: str
-    pid: int
-    gpu: str | None
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.pid}"
-
-
-class _Worker:
-    """Runs in an actor. It builds the real worker on request, since an error in an actor's __init__ counts as death."""
-
-    def __init__(self, kind: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        self._make: Callable[[], Any] = lambda: kind(*args)
-        self._worker: Any = None
-
-    def place(self) -> ActorLocation:
-        """Return where this actor runs. Every actor is asked this first."""
-        import ray
-
-        context = ray.get_runtime_context()
-        gpus = ",".join(map(str, context.get_accelerator_ids().get("GPU", [])))
-        return ActorLocation(context.get_node_id(), socket.gethostname(), os.getpid(), gpus or None)
-
-    def build(self) -> int | None:
-        """Build the worker and return its first progress."""
-        hide_unreserved_gpus()
-        self._worker = self._make()
-        return self.progress()
-
-    def run(self, item: Any, label: str, upcoming: Sequence[Any]) -> Any:
-        """Do one item; `upcoming` has the item that is likely to follow, or nothing."""
-        expect = getattr(self._worker, "expect", None)
-        with logged_in_worker(label):
-            if expect is not None:
-                for following in upcoming:
-                    expect(following)
-            return self._worker.run(item)
-
-    def progress(self) -> int | None:
-        """Return the worker's progress, a number that changes as it works, or None if it has none."""
-        progress: int | None = getattr(self._worker, "progress", None)
-        return progress
 
 
 @dataclass(eq=False)
@@ -136,16 +73,16 @@ class _Actor(Generic[T]):
     progress: int | None = None
     beat: Any = None
 
-    def hear(self, progress: int | None) -> None:
+    def hear(self, progress: int | None, now: float) -> None:
         """Take a heartbeat: a changed number is progress, and without a number (None) so is every answer."""
         if progress is None or progress != self.progress:
-            self.progress, self.moved = progress, time.monotonic()
+            self.progress, self.moved = progress, now
 
-    def stands_still(self, limit_s: float, build_s: float) -> bool:
+    def stands_still(self, limit_s: float, build_s: float, now: float) -> bool:
         """Tell whether it made no progress for longer than allowed. An actor without a place is never stuck."""
         if self.place is None:
             return False
-        return time.monotonic() - self.moved > (limit_s if self.built else build_s)
+        return now - self.moved > (limit_s if self.built else build_s)
 
 
 def map_items(
@@ -188,22 +125,17 @@ class _Pool(Generic[T]):
     build_s: float = BUILD_TIMEOUT_S
     label: Callable[[T], str] = str
     failed: Callable[[T, Attempt], None] = lambda item, attempt: None
+    start_on: StartActors = RayActors
 
     def __post_init__(self) -> None:
-        import ray
-
         self.build_s = max(self.stuck_s, self.build_s)
-        # Ray's own restarts are off: the pool counts attempts, and moves an item to another actor itself.
-        options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {BESIDE_GROUP: 1}}
-        named = type(f"{self.verb.title().replace('-', '')}Worker", (_Worker,), {"__module__": __name__})
-        self.remote = ray.remote(**self.need.options(), **options)(named)  # the dashboard shows the class as its name
+        self.on = self.start_on(*self.arguments, self.need, self.verb)
         self.waiting = deque(_Item(item) for item in self.items)
         self.doubtful: list[_Item[T]] = []
         """Items with too many attempts; the last attempt may yet turn out to be the loss of its node."""
         self.actors: list[_Actor[T]] = []
-        self.here = ray.get_runtime_context().get_node_id()
         self.deaths_unbuilt = 0
-        self.roomless_since = time.monotonic()
+        self.roomless_since = self.on.monotonic()
         """Monotonic time since which items wait and no actor has found a place."""
         self.told = False
         self.placed = -FREE_COUNT_LAG_S
@@ -215,22 +147,18 @@ class _Pool(Generic[T]):
 
     def yield_outcomes(self) -> Iterator[Outcome[T]]:
         """Yield the outcome of each item."""
-        import ray
-
-        looked = time.monotonic()
+        looked = self.on.monotonic()
         while self.waiting or self.doubtful or self.count_busy():
             self.resize()
             self.show(len(self.waiting) + len(self.doubtful), self.count_busy())
             asked = {actor.waits: actor for actor in self.actors if actor.waits is not None}
             pause = min(ASK_EVERY_S, self.wait_s / 4, self.stuck_s / 4)
-            if asked:
-                ready, _ = ray.wait(list(asked), num_returns=1, timeout=pause)
-            else:
-                ready = []
-                time.sleep(min(pause, 1.0))
+            ready = self.on.wait(list(asked), pause) if asked else []
+            if not asked:
+                self.on.sleep(min(pause, 1.0))
             outcomes = [outcome for ref in ready if (outcome := self.take_answer(asked[ref])) is not None]
-            if not ready or time.monotonic() - looked > pause:
-                looked = time.monotonic()
+            if not ready or self.on.monotonic() - looked > pause:
+                looked = self.on.monotonic()
                 self.refresh()
                 self.kill_stuck()
                 self.require_room()
@@ -267,59 +195,58 @@ class _Pool(Generic[T]):
         return min(max(1, self.room), most)
 
     def start(self) -> None:
-        handle = self.remote.remote(*self.arguments)
-        self.actors.append(_Actor(handle, handle.place.remote(), time.monotonic()))
+        handle = self.on.start()
+        self.actors.append(_Actor(handle, self.on.ask(handle, "place"), self.on.monotonic()))
 
     def choose(self, actor: _Actor[T]) -> _Item[T]:
         """Take a waiting item for an actor: the one that it expects, else one that none expects, else the first."""
-        chosen = actor.upcoming if actor.upcoming in self.waiting else self.first_unexpected(actor)
+        told = actor.upcoming
+        # Without the first test a new actor would have all waiting items looked through for None.
+        chosen = told if told is not None and told in self.waiting else self.first_unexpected(actor)
         item = self.waiting[0] if chosen is None else chosen
         self.waiting.remove(item)
         return item
 
     def first_unexpected(self, actor: _Actor[T]) -> _Item[T] | None:
         """Return the first waiting item that no other actor expects."""
-        expected = [other.upcoming for other in self.actors if other is not actor]
-        return next((item for item in self.waiting if item not in expected), None)
+        expected = {id(other.upcoming) for other in self.actors if other is not actor}
+        return next((item for item in self.waiting if id(item) not in expected), None)
 
     def assign(self, actor: _Actor[T], item: _Item[T]) -> None:
-        actor.item, actor.began, actor.moved = item, time.time(), time.monotonic()
+        actor.item, actor.began, actor.moved = item, self.on.time(), self.on.monotonic()
         actor.upcoming = self.first_unexpected(actor)
         label = self.label(item.value)
         fields = {"shard": label, "worker": str(actor.place)}
         _log.debug("%(shard)s: begun on %(worker)s", fields, extra={"verb": self.verb, **fields})
         upcoming = [actor.upcoming.value] if actor.upcoming is not None else []
-        actor.waits = actor.handle.run.options(name=f"{self.verb} {label}").remote(item.value, label, upcoming)
+        actor.waits = self.on.ask(actor.handle, "run", item.value, label, upcoming, name=f"{self.verb} {label}")
 
     def end(self, actor: _Actor[T]) -> None:
-        import ray
-
         self.actors.remove(actor)
-        ray.kill(actor.handle)
+        self.on.kill(actor.handle)
 
     # ----------------------------------------------------------------------------------------------------- answers
 
     def take_answer(self, actor: _Actor[T]) -> Outcome[T] | None:
         """Take an actor's answer: its place, the end of the build, or the result of its item, and return the last."""
-        import ray
         from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
         try:
-            answer = ray.get(actor.waits)
+            answer = self.on.get(actor.waits)
         except (RayActorError, OutOfMemoryError) as death:
             self.take_death(actor, death)
             return None
         except RayTaskError as error:
             if not isinstance(error.cause, AttemptFailed):
                 raise (error.cause or error) from None
-            actor.waits, actor.moved = None, time.monotonic()
+            actor.waits, actor.moved = None, self.on.monotonic()
             self.put_back(self.take_item(actor, End.DIED))
             return None
-        actor.waits, actor.moved = None, time.monotonic()
-        self.roomless_since = time.monotonic()
+        actor.waits, actor.moved = None, self.on.monotonic()
+        self.roomless_since = self.on.monotonic()
         if actor.place is None:
-            actor.place, self.placed = answer, time.monotonic()
-            actor.waits = actor.handle.build.remote()
+            actor.place, self.placed = answer, self.on.monotonic()
+            actor.waits = self.on.ask(actor.handle, "build")
         elif not actor.built:
             actor.built, actor.progress, self.deaths_unbuilt = True, answer, 0
         else:
@@ -339,7 +266,7 @@ class _Pool(Generic[T]):
         """Take the item from an actor and record the attempt."""
         item, place = actor.item, actor.place
         assert item is not None and place is not None
-        attempt = Attempt(actor.began, time.time(), place.host, place.pid, place.gpu, end)
+        attempt = Attempt(actor.began, self.on.time(), place.host, place.pid, place.gpu, end)
         item.tries.append((attempt, place.node))
         actor.item = None
         if end is not End.DONE:
@@ -366,7 +293,7 @@ class _Pool(Generic[T]):
             attempt, node = item.tries[-1]
             if item.count_failures(self.alive) < self.max_attempts:
                 self.waiting.append(item)
-            elif node == self.here or time.time() - attempt.ended > NODE_VERDICT_S:
+            elif node == self.on.here or self.on.time() - attempt.ended > NODE_VERDICT_S:
                 given_up.append(self.give_up(item, End(attempt.end)))
             else:
                 self.doubtful.append(item)
@@ -398,29 +325,27 @@ class _Pool(Generic[T]):
 
     def refresh(self) -> None:
         """Look at the nodes, and take the heartbeats of the actors."""
-        import ray
         from ray.exceptions import RayError
 
-        require_node()
-        self.nodes: list[Node] = list_live_nodes()
+        self.nodes: list[Node] = self.on.nodes()
         self.alive = {node.id for node in self.nodes}
         self.draining |= {node.id for node in self.nodes if node.draining}
         self.count_room()
         for actor in self.actors:
             if actor.item is None:
                 continue
-            if actor.beat is not None and ray.wait([actor.beat], timeout=0)[0]:
+            if actor.beat is not None and self.on.wait([actor.beat], 0):
                 with suppress(RayError):  # it died: its item says so
-                    actor.hear(ray.get(actor.beat))
+                    actor.hear(self.on.get(actor.beat), self.on.monotonic())
                 actor.beat = None
             if actor.beat is None:
-                actor.beat = actor.handle.progress.options(concurrency_group=BESIDE_GROUP).remote()
+                actor.beat = self.on.ask(actor.handle, "progress")
 
     def count_room(self) -> None:
         """Count the room for actors if their number is not given: the present actors and the free places."""
         if self.workers is not None:
             return
-        now, late = time.monotonic(), [actor for actor in self.actors if actor.place is None]
+        now, late = self.on.monotonic(), [actor for actor in self.actors if actor.place is None]
         if late and len(late) < len(self.actors) and now - min(actor.moved for actor in late) > self.wait_s:
             _log.info("%s: no room for %d more workers; goes on", self.verb, len(late), extra={"verb": self.verb})
             for actor in late:  # the room was taken, or went with its node
@@ -431,7 +356,8 @@ class _Pool(Generic[T]):
 
     def kill_stuck(self) -> None:
         """Kill the actors that are stuck; their items are tried again."""
-        for actor in [actor for actor in self.actors if actor.stands_still(self.stuck_s, self.build_s)]:
+        now = self.on.monotonic()
+        for actor in [actor for actor in self.actors if actor.stands_still(self.stuck_s, self.build_s, now)]:
             self.end(actor)
             if actor.item is not None:
                 self.put_back(self.take_item(actor, End.STUCK))
@@ -446,13 +372,15 @@ class _Pool(Generic[T]):
         placed = [actor for actor in self.actors if actor.place is not None]
         coming = len(self.actors) - len(placed)
         if placed or not self.waiting:
-            waited = time.monotonic() - min((a.moved for a in self.actors if a.place is None), default=time.monotonic())
+            waited = self.on.monotonic() - min(
+                (a.moved for a in self.actors if a.place is None), default=self.on.monotonic()
+            )
             if placed and waited > self.wait_s and not self.told:
                 self.told = True
                 text = explain_shortage(coming, self.need, self.nodes, self.wait_s)
                 _log.warning("%s goes on with %d workers: %s", self.verb, len(placed), text)
-            self.roomless_since = time.monotonic()
-        elif time.monotonic() - self.roomless_since > self.wait_s:
+            self.roomless_since = self.on.monotonic()
+        elif self.on.monotonic() - self.roomless_since > self.wait_s:
             raise ClusterUnavailable(explain_shortage(1, self.need, self.nodes, self.wait_s))
 
     def close(self) -> None:

@@ -412,6 +412,21 @@ class StoreSettings(Section):
     instead, to the names or to *."""
 
 
+class CostSettings(Section):
+    """Prices for `hhnet plan --cost`, in USD: docs/scale.md. The defaults are round list prices of large clouds."""
+
+    gpu_hour: float = Field(3.0, ge=0)
+    """An hour of one GPU."""
+    cpu_hour: float = Field(0.04, ge=0)
+    """An hour of one CPU; 0 where the price of a GPU includes its CPUs."""
+    get_1000: float = Field(0.0004, ge=0)
+    """A thousand GET or HEAD requests."""
+    put_1000: float = Field(0.005, ge=0)
+    """A thousand PUT or LIST requests."""
+    gb_month: float = Field(0.023, ge=0)
+    """A month of 10^9 stored bytes."""
+
+
 class RunSettings(Section):
     """Inputs, outputs and retries of `hhnet run`."""
 
@@ -454,6 +469,7 @@ class Config(Section):
     ray: RaySettings = RaySettings()
     store: StoreSettings = StoreSettings()
     run: RunSettings = RunSettings()
+    cost: CostSettings = CostSettings()
 
     def with_batch_size(self, size: int) -> Self:
         """Return the settings with this number as `encode.batch_size`."""

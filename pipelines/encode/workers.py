@@ -114,6 +114,7 @@ class ShardEncoder:
         claimed = read_whole_receipt(self.writer.store, task.receipt)
         if claimed is not None:
             return claimed, {"samples": shard.rows, "rejects": shard.rows - sum(part.rows for part in claimed.codes)}
+        cpu = time.process_time()
         with self.meter.busy():
             encoding = self._encoding(shard)
             if upcoming is not None:
@@ -128,7 +129,8 @@ class ShardEncoder:
         self.meter.count_seconds(figures)
         fields = {"samples": shard.rows, "rejects": done.rejected, "seconds": figures}
         _log.debug("%s: %d images encoded, %d of them rejected", shard.name, shard.rows, done.rejected, extra=fields)
-        return receipt, {**figures, "samples": shard.rows, "rejects": done.rejected, "animated": done.animated}
+        counts = {"samples": shard.rows, "rejects": done.rejected, "animated": done.animated}
+        return receipt, {**figures, "cpu": time.process_time() - cpu, **counts}
 
     def _encoding(self, shard: Shard) -> "Encoding":
         """Return the encoding of a shard: the one that was begun, or a new one."""

@@ -18,7 +18,8 @@ from pipelines.artifacts.manifest import Artifact, parse_manifest
 from pipelines.cluster.attempts import OWN_FAULT, cause_of_death, first_line
 from pipelines.cluster.head import require_node
 from pipelines.cluster.placement import Need, await_need, explain_shortage, list_live_nodes
-from pipelines.cluster.pool import ASK_EVERY_S, BESIDE_GROUP, STUCK_S
+from pipelines.cluster.pool import ASK_EVERY_S, STUCK_S
+from pipelines.cluster.ray_actors import BESIDE_GROUP
 from pipelines.cluster.session import ray_session, require_shared_store
 from pipelines.config.settings import Config
 from pipelines.errors import ClusterUnavailable, WorkFailed

@@ -70,6 +70,10 @@ def test_a_result_is_one_line_of_json(tmp_path: Path) -> None:
         (["index", "remove", "--index", "{tmp}", "--keys", "{tmp}/no.txt"], "no.txt cannot be read"),
         (["index", "rollback", "--index", "{tmp}"], "holds no committed index"),
         (["plan", "--index", "{tmp}"], "nothing to compare"),
+        (["plan", "--cost"], "--cost needs a number of images: give --images N"),
+        (["plan", "--cost", "--images", "1e6", "--shards", "{tmp}"], "--cost compares nothing: leave out --shards"),
+        (["plan", "--shards", "{tmp}", "--nodes", "2"], "goes with --cost: add that, or leave it out"),
+        (["plan", "--cost", "--images", "1e6", "--from", "{tmp}"], "holds no committed artifact"),
         (["ingest", "{tmp}", "--out", "o", "--class-from", "last"], "'last' is not known: give first or parent"),
         (["ingest", "{tmp}", "--out", "o", "--class-from", "first", "--unlabelled"], "give one of them"),
         (["ingest", "{tmp}", "--out", "o", "--adopt", "--class-from", "parent"], "--adopt does not change tars"),
@@ -78,6 +82,20 @@ def test_a_result_is_one_line_of_json(tmp_path: Path) -> None:
 )
 def test_bad_usage_is_one_line_and_exit_2(words: list[str], message: str, tmp_path: Path) -> None:
     assert message in refused(hhnet(*(word.format(tmp=tmp_path) for word in words)))
+
+
+def test_a_cost_is_a_table_and_json() -> None:
+    asked = ("plan", "--cost", "--images", "1e6", "--night", "0", "--nodes", "2", "--gpus-per-node", "4")
+    shown = hhnet(*asked, "--set", "cost.put_1000=1000")
+    assert shown.returncode == 0, shown.stderr
+    rows = {line.split("  ")[1].strip(): line.split() for line in shown.stdout.splitlines() if line.startswith("  ")}
+    assert rows["figure"][1:] == ["ingest", "encode", "index", "total", "night"]
+    told = json.loads(hhnet(*asked, "--json").stdout.splitlines()[-1])
+    ingest = told["steps"][0]
+    assert (told["verb"], told["status"], told["tars"], ingest["step"]) == ("plan", "estimated", 1000, "ingest")
+    # A thousand PUT at 1,000 dollars instead of half a cent.
+    dollars = float(rows["USD"][1].replace(",", ""))
+    assert dollars == pytest.approx(ingest["usd"] + (ingest["put"] + ingest["list"]) * 0.999995, abs=0.01)
 
 
 def test_usage_errors_of_the_parser_exit_2_too() -> None:

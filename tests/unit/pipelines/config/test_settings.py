@@ -206,6 +206,7 @@ def test_every_setting_that_stays_outside_the_fingerprints_is_known() -> None:
             "ray.metrics_port",
             "store.shared",
         ),
+        *(f"cost.{name}" for name in ("gpu_hour", "cpu_hour", "get_1000", "put_1000", "gb_month")),
         *(
             f"{section}.{name}"
             for section in ("ingest", "train", "encode", "index", "search")
