@@ -8,6 +8,7 @@ writes      put-if-absent on S3, whole or in parts
 objects     the operations that a folder and a bucket have in common
 unsigned    the buckets that are asked without keys
 web         files of web servers
+limiter     how many requests to a bucket are in flight
 clock       the deadline of an operation, and which failures are worth another try
 digests     canonical JSON and sha256
 failpoints  places where a test can kill the process or fill the disk
