@@ -4,6 +4,8 @@ store       a store: objects below one root, put once and never changed
 local       a folder as a store, and the local files that verbs write beside it
 s3          a prefix of a bucket as a store
 bucket      requests to a bucket, each repeated until it is answered
+clouds      a prefix of a bucket of Google, Azure or Hugging Face as a store
+blocks      a distant object as a stream
 writes      put-if-absent on S3, whole or in parts
 objects     the operations that a folder and a bucket have in common
 unsigned    the buckets that are asked without keys

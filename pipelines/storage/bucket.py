@@ -71,7 +71,7 @@ class Bucket:
 
     def clock(self, operation: str, key: str) -> Clock:
         """Start the clock of one operation on one object."""
-        return Clock(f"{operation} s3://{self.name}/{key}", self.seconds, limiter_of(self.name))
+        return Clock(f"{operation} s3://{self.name}/{key}", self.seconds, limiter_of(f"s3://{self.name}"))
 
     async def request(self, method: str, **fields: Any) -> Answer:
         """Send one request, once."""

@@ -34,8 +34,10 @@ MAX_FIRST_PAUSE_S = 0.1
 MAX_PAUSE_S = 5.0
 """Longest pause before any try, in seconds."""
 
-_BUSY = {408, 429}
-_THROTTLING = {429, 503}
+BUSY = {408, 429}
+"""Statuses of a store that did not let a request in."""
+THROTTLING = {429, 503}
+"""Statuses of a store that has too much to do."""
 _THROTTLING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "BandwidthLimitExceeded"}
 _NOT_IMPLEMENTED = 501  # a server error by its number, but waiting does not help: the store lacks the operation
 # Client errors by their status, but caused on the way to the store and not by the request.
@@ -83,7 +85,7 @@ class Transient(Exception):
     """A request failed in a way that may pass. `landed`: the store may have carried it out nevertheless."""
 
     def __init__(self, problem: object, landed: bool = True) -> None:
-        super().__init__(_one_line(problem))
+        super().__init__(one_line(problem))
         self.landed = landed
 
 
@@ -193,16 +195,16 @@ class Clock:
             return self._answered(error)
         if isinstance(error, boto.SSLError) and "certificate" in str(error).lower():
             hint = "check the endpoint, or let AWS_CA_BUNDLE name a file with the certificates to trust"
-            return StoreRefused(f"cannot {self.what}: {_one_line(error)}: {hint}")
+            return StoreRefused(f"cannot {self.what}: {one_line(error)}: {hint}")
         if isinstance(error, TimeoutError) and not str(error):
             return Transient("no answer in time")
         if isinstance(error, _CUT):
             return Transient(error, landed=not _never_sent(error))
         if isinstance(error, boto.NoCredentialsError):
             hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or store.unsigned for a public bucket"
-            return StoreRefused(f"cannot {self.what}: {_one_line(error)}: {hint}")
+            return StoreRefused(f"cannot {self.what}: {one_line(error)}: {hint}")
         if isinstance(error, boto.BotoCoreError):
-            return StoreRefused(f"cannot {self.what}: {_one_line(error)}: check the endpoint and the AWS settings")
+            return StoreRefused(f"cannot {self.what}: {one_line(error)}: check the endpoint and the AWS settings")
         return error
 
     def _answered(self, error: boto.ClientError) -> Exception:
@@ -216,12 +218,12 @@ class Clock:
             return Exists(self.what)
         if status == 409:
             return Conflict(problem)
-        if status in _THROTTLING or code in _THROTTLING_CODES:
-            return Throttled(problem, landed=status not in _BUSY)
-        if (status >= 500 and status != _NOT_IMPLEMENTED) or status in _BUSY or code in _ON_THE_WAY:
-            return Transient(problem, landed=status not in _BUSY)
+        if status in THROTTLING or code in _THROTTLING_CODES:
+            return Throttled(problem, landed=status not in BUSY)
+        if (status >= 500 and status != _NOT_IMPLEMENTED) or status in BUSY or code in _ON_THE_WAY:
+            return Transient(problem, landed=status not in BUSY)
         hint = _HINTS.get(status, ": the store refuses this request for good; check its address and settings")
-        return StoreRefused(f"cannot {self.what}: {_one_line(problem)}{hint}")
+        return StoreRefused(f"cannot {self.what}: {one_line(problem)}{hint}")
 
 
 def _never_sent(error: Exception) -> bool:
@@ -230,6 +232,6 @@ def _never_sent(error: Exception) -> bool:
     return isinstance(error, boto.ConnectTimeoutError) or isinstance(cause, aiohttp.ClientConnectorError)
 
 
-def _one_line(problem: object) -> str:
+def one_line(problem: object) -> str:
     """Shorten a problem to one line of at most 300 characters, without the keys that a URL may carry."""
     return re.sub(r"//[^/@\s]*@", "//", " ".join(str(problem).split()))[:300]

@@ -1,8 +1,8 @@
 """How many requests to a bucket are in flight, adapted to what the store takes: AIMD, as in TCP's congestion control.
 
 The limit begins at START and grows by one with each answer, until the store throttles for the first time; from then on
-by one with each round of answers. An answer that throttles halves what is in flight. Only s3fs's event loop uses a
-limiter, so it needs no lock.
+by one with each round of answers. An answer that throttles halves what is in flight. Only fsspec's event loop uses
+a limiter, so it needs no lock.
 
 botocore's mode `adaptive` is not used. It limits requests per second, and so makes half of the requests that a busy
 store would take; after one 503 it stays on for the rest of the process, though the store is idle; and it waits inside
@@ -57,9 +57,7 @@ class Limiter:
         if turn == self._cuts:
             self._cuts += 1
             self.limit = max(1.0, float(self.in_flight // 2))
-            _log.info(
-                "s3://%s throttles; %d requests at a time", self.name, self.limit, extra={"in_flight": self.in_flight}
-            )
+            _log.info("%s throttles; %d requests at a time", self.name, self.limit, extra={"in_flight": self.in_flight})
 
     def leave(self) -> None:
         """End a turn, and give it to who waits the longest."""
@@ -93,7 +91,7 @@ _limiters: dict[tuple[int, str, str], Limiter] = {}
 
 
 def limiter_of(bucket: str) -> Limiter:
-    """Return the limiter that all requests of this process to a bucket share."""
+    """Return the limiter that all requests of this process to a bucket, given by its URI, share."""
     endpoint = next((url for name in ENDPOINT_VARIABLES if (url := os.environ.get(name))), "")
     # A forked process has none of the requests that its parent has in flight.
     return _limiters.setdefault((os.getpid(), endpoint, bucket), Limiter(bucket))

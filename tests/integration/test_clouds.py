@@ -1,0 +1,163 @@
+"""The stores of Google and Azure, against servers of their kind: put-if-absent is proven here, or not offered."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines.config.loading import load_config
+from pipelines.errors import CommitConflict, StoreRefused, StoreUnavailable
+from pipelines.ingest.ingest import ingest
+from pipelines.shards.shards import open_shards
+from pipelines.storage import Store, clouds
+from pipelines.verify.verify import verify
+from tests.support import pictures
+from tests.support.clouds import BUCKET, azure, google
+
+WRITERS = 4
+SERVERS = {"gs": google, "az": azure}
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def scheme(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with ExitStack() as running:
+        running.enter_context(SERVERS[request.param](tmp_path_factory.mktemp(request.param)))
+        yield request.param
+
+
+@pytest.fixture
+def store(scheme: str, request: pytest.FixtureRequest) -> Store:
+    return Store(f"{scheme}://{BUCKET}/" + "".join(c if c.isalnum() else "-" for c in request.node.name))
+
+
+def race(store: Store, name: str, put: Callable[[int], bool]) -> list[int]:
+    """Let all writers put an object at once; who of them made it."""
+    barrier = threading.Barrier(WRITERS)
+
+    def write(number: int) -> bool:
+        barrier.wait()
+        return put(number)
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        return [number for number, won in enumerate(pool.map(write, range(WRITERS))) if won]
+
+
+def test_of_racing_writers_exactly_one_wins(store: Store) -> None:
+    for round_ in range(10):
+        name = f"r/{round_}"
+        won = race(store, name, lambda number, name=name: store.put(name, bytes([number]) * 100_000))
+        assert len(won) == 1
+        assert store.read(name) == bytes(won) * 100_000
+    assert store.names("r") == [f"r/{round_}" for round_ in range(10)]
+
+
+def test_of_writers_of_the_same_bytes_one_wins_too(store: Store) -> None:
+    for round_ in range(5):
+        assert len(race(store, "", lambda _, round_=round_: store.put(f"r/{round_}", b"the same"))) == 1
+
+
+def test_a_large_file_has_one_winner_and_its_bytes(store: Store, tmp_path: Path) -> None:
+    """Larger than what Azure takes in one request: blocks, and one request that commits them."""
+    files = [tmp_path / str(number) for number in range(WRITERS)]
+    for number, file in enumerate(files):
+        with file.open("wb") as stream:
+            stream.write(bytes([number]))
+            stream.truncate(70 << 20)
+    (won,) = race(store, "large", lambda number: store.put("large", files[number]))
+    assert store.size("large") == 70 << 20
+    with store.open("large") as stream:
+        assert stream.read(10) == bytes([won]) + bytes(9)
+        stream.seek((70 << 20) - 5)
+        assert stream.read(10) == bytes(5)
+
+
+def test_a_put_that_overwrites_is_found_out(store: Store, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test of the tests: with the library's plain put, more than one writer wins."""
+    plain = replace(clouds.CLOUDS[scheme], create=lambda fs, path, data, writer: fs.pipe_file(path, data))
+    monkeypatch.setitem(clouds.CLOUDS, scheme, plain)
+    careless = Store(store.uri)
+    assert len(race(careless, "x", lambda number: careless.put("x", bytes([number])))) == WRITERS
+
+
+def test_an_upload_whose_answer_was_lost_is_known_as_ones_own(
+    store: Store, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, left = clouds.CLOUDS[scheme], [1]
+    assert kind.create is not None
+
+    def lose(fs: object, path: str, data: bytes | Path, writer: str) -> None:
+        kind.create(fs, path, data, writer)
+        if left[0]:
+            left[0] -= 1
+            raise ConnectionResetError("the answer is lost")
+
+    monkeypatch.setitem(clouds.CLOUDS, scheme, replace(kind, create=lose))
+    losing = Store(store.uri)
+    assert losing.put("x", b"mine")
+    assert left == [0]
+    left[0] = 1
+    assert not losing.put("x", b"other")
+    assert losing.read("x") == b"mine"
+
+
+def test_the_contract_of_a_store(store: Store, tmp_path: Path) -> None:
+    assert store.size("a/b.bin") is None and store.names("a") == [] and store.folders() == []
+    assert store.put("a/b.bin", b"0123456789") and not store.put("a/b.bin", b"other")
+    store.put_same("a/b.bin", b"0123456789")
+    with pytest.raises(CommitConflict, match="nothing was overwritten"):
+        store.put_same("a/b.bin", b"second")
+    assert (store.size("a/b.bin"), store.read("a/b.bin"), store.read("a/b.bin", limit=3)) == (
+        10,
+        b"0123456789",
+        b"0123",
+    )
+    assert store.put("empty", b"") and store.read("empty") == b""
+    assert store.size("a") is None
+    for name, start, whole in (("a/b.bin", 0, b"0123456789"), ("a/b.bin", 7, b"789"), ("a/b.bin", 99, b"")):
+        with store.open(name, block=5, start=start) as stream:
+            assert b"".join(iter(lambda stream=stream: stream.read(3), b"")) == whole
+    data = bytes(range(256)) * 70_000  # 17 MiB, in blocks of 8
+    (tmp_path / "x").write_bytes(data)
+    assert store.put("c/d/x", tmp_path / "x") and store.read("c/d/x") == data
+    assert store.folders() == ["a", "c"] and store.names("") == ["a/b.bin", "c/d/x", "empty"]
+    assert {name: found.size for name, found in store.entries("a").items()} == {"a/b.bin": 10}
+    assert all(found.modified > 1e9 for found in store.entries().values())
+    store.delete("a/b.bin")
+    store.delete("a/b.bin")
+    for ask in (store.read, store.open):
+        with pytest.raises(FileNotFoundError):
+            ask("a/b.bin")
+    store.discard("c")
+    assert store.names("") == ["empty"] and store.uploads() == {}
+
+
+def test_a_bucket_that_is_not_there(scheme: str) -> None:
+    store = Store(f"{scheme}://no-such-bucket/x")
+    assert store.names("") == [] and store.size("x") is None
+    with pytest.raises(StoreRefused, match="no such bucket"):
+        store.put("x", b"data")
+
+
+def test_ingest_writes_the_same_bytes_as_on_a_disk(store: Store, tmp_path: Path) -> None:
+    pictures.write_folder(tmp_path / "images")
+    config = load_config(sets=["ingest.samples_per_shard=10"])
+    local = ingest(str(tmp_path / "images"), str(tmp_path / "out"), config)
+    remote = ingest(str(tmp_path / "images"), store.uri, config)
+    assert (remote.status, remote.digest) == ("done", local.digest)
+    assert ingest(str(tmp_path / "images"), store.uri, config).status == "unchanged"
+    here, there = open_shards(local.uri), open_shards(remote.uri)
+    for mine, theirs in zip(here.shards, there.shards, strict=True):
+        assert list(here.read(mine)) == list(there.read(theirs))
+    assert verify(remote.uri).orphans == []
+
+
+def test_a_server_that_is_gone_is_store_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gcsfs")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
+    monkeypatch.setenv("HHNET_STORE_DEADLINE_S", "1")
+    with pytest.raises(StoreUnavailable, match="cannot stat gs://bucket/x/a within 1 s"):
+        Store("gs://bucket/x").size("a")
