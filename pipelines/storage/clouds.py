@@ -47,6 +47,11 @@ PAST_THE_END = 416
 _LIBRARIES = ("azure", "gcsfs", "google", "httpx", "httpx2", "huggingface_hub", "requests")
 """Packages whose own exceptions tell of the store or of the way to it."""
 
+_NEVER_SENT = {"ClientConnectorError", "ServiceRequestError", "ConnectError", "ConnectTimeout"}
+"""Exceptions of those packages that mean that there was not even a connection."""
+_OF_KEYS = ("Auth", "Credential", "Signing")
+"""Words in the names of exceptions that mean that the keys are wrong or missing."""
+
 _T = TypeVar("_T")
 
 
@@ -325,7 +330,7 @@ def _judged(error: Exception, what: str) -> Exception:
     if status in THROTTLING:
         return Throttled(problem, landed=status not in BUSY)
     if status in BUSY or (status or 0) >= 500 or (status is None and _is_on_the_way(error)):
-        return Transient(problem, landed=status not in BUSY)
+        return Transient(problem, landed=status not in BUSY and type(error).__name__ not in _NEVER_SENT)
     if status is None and not isinstance(error, OSError | ValueError) and not _is_of_a_library(error):
         return error
     hint = "check the keys, what they may do, and the address"
@@ -335,7 +340,7 @@ def _judged(error: Exception, what: str) -> Exception:
 def _is_on_the_way(error: Exception) -> bool:
     if isinstance(error, aiohttp.ClientError | ConnectionError | TimeoutError):
         return True
-    return _is_of_a_library(error) and not any(word in type(error).__name__ for word in ("Auth", "Credential"))
+    return _is_of_a_library(error) and not any(word in type(error).__name__ for word in _OF_KEYS)
 
 
 def _is_of_a_library(error: Exception) -> bool:

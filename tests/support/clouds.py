@@ -90,7 +90,7 @@ def _running(command: list[str], folder: Path, port: int) -> Iterator[None]:
 def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
-    _forget_clients()
+    forget_clients()
     try:
         yield
     finally:
@@ -99,10 +99,10 @@ def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-        _forget_clients()
+        forget_clients()
 
 
-def _forget_clients() -> None:
+def forget_clients() -> None:
     """Empty the caches of file systems, which keep the addresses of servers that are gone."""
     for module, name in (("gcsfs.core", "GCSFileSystem"), ("adlfs", "AzureBlobFileSystem")):
         if module in sys.modules:
