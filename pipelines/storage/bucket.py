@@ -12,6 +12,7 @@ from s3fs import S3FileSystem
 from pipelines.errors import ConfigError
 from pipelines.storage.clock import Clock, Transient
 from pipelines.storage.digests import sha256_of
+from pipelines.storage.limiter import MOST, limiter_of
 from pipelines.storage.unsigned import is_unsigned
 
 CHUNK_BYTES = 1 << 20
@@ -55,6 +56,7 @@ class Bucket:
                 "connect_timeout": min(limits.connect_s, seconds / 3),
                 "read_timeout": min(limits.silence_s, seconds / 3),
                 "retries": {"total_max_attempts": 1},  # the clock retries; both together would multiply
+                "max_pool_connections": MOST,  # the limiter says how many are used
             },
         )
 
@@ -69,7 +71,7 @@ class Bucket:
 
     def clock(self, operation: str, key: str) -> Clock:
         """Start the clock of one operation on one object."""
-        return Clock(f"{operation} s3://{self.name}/{key}", self.seconds)
+        return Clock(f"{operation} s3://{self.name}/{key}", self.seconds, limiter_of(f"s3://{self.name}"))
 
     async def request(self, method: str, **fields: Any) -> Answer:
         """Send one request, once."""

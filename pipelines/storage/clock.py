@@ -2,6 +2,9 @@
 
 One clock runs for an operation, whatever fails in it: exponential backoff with full jitter inside one deadline. The
 libraries below are told not to retry, since their retries would multiply with these.
+
+A store that throttles is no failure: the limiter lets fewer requests go at a time, those that were turned away are made
+again, and the deadline counts from the last request of the process that the bucket served.
 """
 
 import asyncio
@@ -18,6 +21,7 @@ from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
 from pipelines.errors import ConfigError, HHNetError, StoreRefused, StoreUnavailable
+from pipelines.storage.limiter import Limiter
 
 _log = logging.getLogger(__name__)
 
@@ -30,10 +34,14 @@ MAX_FIRST_PAUSE_S = 0.1
 MAX_PAUSE_S = 5.0
 """Longest pause before any try, in seconds."""
 
-_BUSY = {408, 429}
+BUSY = {408, 429}
+"""Statuses of a store that did not let a request in."""
+THROTTLING = {429, 503}
+"""Statuses of a store that has too much to do."""
+_THROTTLING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "BandwidthLimitExceeded"}
 _NOT_IMPLEMENTED = 501  # a server error by its number, but waiting does not help: the store lacks the operation
 # Client errors by their status, but caused on the way to the store and not by the request.
-_ON_THE_WAY = {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "SlowDown"}
+_ON_THE_WAY = {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
 _REFUSED = ": check the keys and what they may do; a bucket in store.unsigned must be public"
 _HINTS = {
     401: _REFUSED,
@@ -77,7 +85,7 @@ class Transient(Exception):
     """A request failed in a way that may pass. `landed`: the store may have carried it out nevertheless."""
 
     def __init__(self, problem: object, landed: bool = True) -> None:
-        super().__init__(_one_line(problem))
+        super().__init__(one_line(problem))
         self.landed = landed
 
 
@@ -88,26 +96,57 @@ class Conflict(Transient):
         super().__init__(problem, landed=False)
 
 
+class Throttled(Transient):
+    """The store has too much to do and turned this request away."""
+
+
 class Clock:
     """The time left for one operation, over all its tries. `what` names operation and object in errors."""
 
-    def __init__(self, what: str, seconds: float) -> None:
-        self.what, self.seconds, self.tries = what, seconds, 0
+    def __init__(self, what: str, seconds: float, limiter: Limiter | None = None) -> None:
+        self.what, self.seconds, self.tries, self.throttled = what, seconds, 0, 0
+        self._limiter = limiter or Limiter()
         self._running: asyncio.Timeout | None = None
         self.renew()
 
     def renew(self) -> None:
         """Start the deadline and the pauses anew, because something arrived."""
         self._end = time.monotonic() + self.seconds
-        self._pauses = 0
+        self._pauses = self._throttled_pauses = 0
         if self._running is not None:
             self._running.reschedule(asyncio.get_running_loop().time() + self.seconds)
 
     async def attempt(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Make one request, once.
+        """Make one request, once, when its turn comes.
 
         Raises Transient, Exists or FileNotFoundError, as it turns out, and StoreRefused where no retry can help.
         """
+        turn = await self._turn()
+        try:
+            answer = await self._once(call)
+        except Throttled:
+            self._limiter.throttled(turn)
+            raise
+        except (Exists, FileNotFoundError):
+            self._limiter.answered()
+            raise
+        else:
+            self._limiter.answered()
+            return answer
+        finally:
+            self._limiter.leave()
+
+    async def _turn(self) -> int:
+        """Wait until the limiter lets a request go; the time until then is not the store's silence."""
+        begun = time.monotonic()
+        try:
+            turn = await self._limiter.enter(self.seconds)
+        except TimeoutError:
+            raise Transient("none of the requests before it was answered", landed=False) from None
+        self._end += time.monotonic() - begun
+        return turn
+
+    async def _once(self, call: Callable[[], Awaitable[_T]]) -> _T:
         self.tries += 1
         try:
             async with asyncio.timeout(max(0.0, self._end - time.monotonic())) as self._running:
@@ -124,15 +163,21 @@ class Clock:
 
     async def pause(self, problem: Transient) -> None:
         """Wait before the next try; raise StoreUnavailable when the time is up."""
+        if isinstance(problem, Throttled):
+            self.throttled += 1
+            doublings, self._throttled_pauses = self._throttled_pauses, self._throttled_pauses + 1
+            self._end = max(self._end, self._limiter.served + self.seconds)  # it serves others: there is a way
+        else:
+            doublings, self._pauses = self._pauses, self._pauses + 1
         # A random share of the pause: workers that failed together must not come back together.
-        pause = _jitter.uniform(0, min(MAX_PAUSE_S, MAX_FIRST_PAUSE_S * 2**self._pauses))
-        self._pauses += 1
+        pause = _jitter.uniform(0, min(MAX_PAUSE_S, MAX_FIRST_PAUSE_S * 2**doublings))
         left = self._end - time.monotonic()
         if left > 0:
             await asyncio.sleep(min(pause, left))
         if time.monotonic() >= self._end:
+            tries = f"{self.tries} tries" + (f", {self.throttled} of them throttled" if self.throttled else "")
             raise StoreUnavailable(
-                f"cannot {self.what} within {self.seconds:g} s ({self.tries} tries): {problem}: check the endpoint and "
+                f"cannot {self.what} within {self.seconds:g} s ({tries}): {problem}: check the endpoint and "
                 "the network, then run the same command again"
             ) from problem
         _log.info("cannot %s: %s; trying again", self.what, problem, extra={"tries": self.tries})
@@ -150,16 +195,16 @@ class Clock:
             return self._answered(error)
         if isinstance(error, boto.SSLError) and "certificate" in str(error).lower():
             hint = "check the endpoint, or let AWS_CA_BUNDLE name a file with the certificates to trust"
-            return StoreRefused(f"cannot {self.what}: {_one_line(error)}: {hint}")
+            return StoreRefused(f"cannot {self.what}: {one_line(error)}: {hint}")
         if isinstance(error, TimeoutError) and not str(error):
             return Transient("no answer in time")
         if isinstance(error, _CUT):
             return Transient(error, landed=not _never_sent(error))
         if isinstance(error, boto.NoCredentialsError):
             hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or store.unsigned for a public bucket"
-            return StoreRefused(f"cannot {self.what}: {_one_line(error)}: {hint}")
+            return StoreRefused(f"cannot {self.what}: {one_line(error)}: {hint}")
         if isinstance(error, boto.BotoCoreError):
-            return StoreRefused(f"cannot {self.what}: {_one_line(error)}: check the endpoint and the AWS settings")
+            return StoreRefused(f"cannot {self.what}: {one_line(error)}: check the endpoint and the AWS settings")
         return error
 
     def _answered(self, error: boto.ClientError) -> Exception:
@@ -173,10 +218,12 @@ class Clock:
             return Exists(self.what)
         if status == 409:
             return Conflict(problem)
-        if (status >= 500 and status != _NOT_IMPLEMENTED) or status in _BUSY or code in _ON_THE_WAY:
-            return Transient(problem, landed=status not in _BUSY)
+        if status in THROTTLING or code in _THROTTLING_CODES:
+            return Throttled(problem, landed=status not in BUSY)
+        if (status >= 500 and status != _NOT_IMPLEMENTED) or status in BUSY or code in _ON_THE_WAY:
+            return Transient(problem, landed=status not in BUSY)
         hint = _HINTS.get(status, ": the store refuses this request for good; check its address and settings")
-        return StoreRefused(f"cannot {self.what}: {_one_line(problem)}{hint}")
+        return StoreRefused(f"cannot {self.what}: {one_line(problem)}{hint}")
 
 
 def _never_sent(error: Exception) -> bool:
@@ -185,6 +232,6 @@ def _never_sent(error: Exception) -> bool:
     return isinstance(error, boto.ConnectTimeoutError) or isinstance(cause, aiohttp.ClientConnectorError)
 
 
-def _one_line(problem: object) -> str:
+def one_line(problem: object) -> str:
     """Shorten a problem to one line of at most 300 characters, without the keys that a URL may carry."""
     return re.sub(r"//[^/@\s]*@", "//", " ".join(str(problem).split()))[:300]

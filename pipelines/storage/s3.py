@@ -9,14 +9,12 @@ from fsspec.asyn import sync
 
 from pipelines.errors import DamagedArtifact
 from pipelines.storage import writes
+from pipelines.storage.blocks import open_blocks
 from pipelines.storage.bucket import Answer, Bucket
 from pipelines.storage.clock import Transient, deadline_s
 from pipelines.storage.digests import sha256_of
 from pipelines.storage.failpoints import failpoint
 from pipelines.storage.objects import ObjectInfo
-
-BLOCK_BYTES = 8 << 20
-"""Bytes that a stream fetches and holds at a time."""
 
 _T = TypeVar("_T")
 
@@ -51,14 +49,8 @@ class S3Objects:
             self._wait(lambda: clock.pause(Transient("what arrives does not match its sha256")))
 
     def open(self, name: str, block: int | None = None, start: int = 0) -> io.BufferedReader:
-        """Open a stream that holds one block at a time, of 8 MiB or less, and survives broken connections.
-
-        The block at `start` is fetched at once, which also shows if there is no such object.
-        """
-        size = min(block or BLOCK_BYTES, BLOCK_BYTES)
-        stream: io.BufferedReader = io.BufferedReader(_Blocks(self, name, start), size)
-        stream.peek()
-        return stream
+        """Open a stream that holds one block at a time, of 8 MiB or less, and survives broken connections."""
+        return open_blocks(lambda start, stop: self.block(name, start, stop), block, start)
 
     def size(self, name: str) -> int:
         """Return the bytes of an object."""
@@ -128,39 +120,3 @@ class S3Objects:
             return await work()
 
         return cast(_T, sync(self._bucket.fs.loop, connected))
-
-
-class _Blocks(io.RawIOBase):
-    """An object as a raw stream; a BufferedReader around it asks for block after block."""
-
-    def __init__(self, objects: S3Objects, name: str, start: int) -> None:
-        self._objects, self._name, self._place = objects, name, start
-        self._end: int | None = None
-        """Where the object ends; the first answer says it."""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence == io.SEEK_END:
-            raise io.UnsupportedOperation("the end of an object is not known before it is reached")
-        self._place = offset + (self._place if whence == io.SEEK_CUR else 0)
-        return self._place
-
-    # RawIOBase allows any writable buffer; the BufferedReader around this class passes memoryviews only.
-    def readinto(self, target: memoryview) -> int:  # type: ignore[override]
-        stop = self._place + len(target)
-        if self._end is not None:
-            stop = min(stop, self._end)
-        if stop <= self._place:
-            return 0
-        data, self._end = self._objects.block(self._name, self._place, stop)
-        target[: len(data)] = data
-        self._place += len(data)
-        return len(data)

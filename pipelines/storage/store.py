@@ -1,4 +1,5 @@
-"""A store: objects below one root, on a local path or under `s3://bucket/prefix`, put once and never changed.
+"""A store: objects below one root, put once and never changed: on a local path, or under `s3://bucket/prefix`, `gs://`,
+`az://` or, for reading, `hf://`.
 
 Access to S3 is configured by the environment of each process, as usual there: AWS_ENDPOINT_URL has the endpoint, the
 standard credential chain the keys, HHNET_STORE_UNSIGNED the buckets that are asked without keys, and
@@ -23,6 +24,19 @@ _T = TypeVar("_T")
 
 READ_BYTES = 1 << 20
 """Bytes read at a time to compute a digest."""
+FORMS = {
+    "s3": "s3://bucket/prefix",
+    "gs": "gs://bucket/prefix",
+    "az": "az://container/prefix",
+    "hf": "hf://datasets/owner/name/prefix",
+}
+"""How a store of each scheme is written."""
+_KNOWN = (
+    f"{FORMS['s3']}, {FORMS['gs']} (pip install 'hhnet[gs]'), {FORMS['az']} (pip install 'hhnet[az]') or, to read, "
+    f"{FORMS['hf']} (pip install 'hhnet[hf]')"
+)
+_BUCKET = r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}"
+_REPOSITORY = r"((datasets|spaces|models)/)?[\w.-]+/[\w.-]+(@[^/]+)?(/.*)?"
 LASTING_ERRORS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
@@ -33,8 +47,9 @@ LASTING_ERRORS = (
 class Store:
     """Objects under one root, put if absent.
 
-    Errors: ConfigError for a URI that is neither a path nor s3://; StoreUnavailable, naming the operation and the
-    object, when the store does not answer or refuses; FileNotFoundError for a missing object.
+    Errors: ConfigError for a URI of another scheme, or one whose library is missing; StoreUnavailable, naming the
+    operation and the object, when the store does not answer or refuses; ReadOnlyStore when one for reading is to be
+    written; FileNotFoundError for a missing object.
     """
 
     def __init__(self, uri: str | Path, objects: Objects | None = None) -> None:
@@ -43,25 +58,24 @@ class Store:
         if not text:
             raise ConfigError("a store URI is empty: name a folder or s3://bucket/prefix")
         scheme, separator, rest = text.partition("://")
-        if separator and scheme not in ("s3", "file"):  # the rest is not printed: it may hold a secret
-            raise ConfigError(f"{scheme}://... is no store: give a local path or s3://bucket/prefix")
+        if separator and scheme not in ("file", *FORMS):  # the rest is not printed: it may hold a secret
+            raise ConfigError(f"{scheme}://... is no store: give a local path or {_KNOWN}")
         authority = rest.split("/")[0]
         if separator and ("@" in authority or ":" in authority):  # a secret key may hold the slash, a bucket no colon
             raise ConfigError(
                 "a store URI must not carry credentials: give them by files or variables, as AWS tools do"
             )
-        self.is_local = scheme != "s3" or not separator
+        self.scheme = scheme if separator else "file"
+        self.is_local = self.scheme == "file"
         if self.is_local:
             self.root = self.uri = str(_expanded(Path(rest if separator else text)).resolve())
             self._objects = objects or LocalObjects(Path(self.root))
         else:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", authority):
-                raise ConfigError("s3://... does not name a bucket: write s3://bucket/prefix")
+            if not (re.fullmatch(_REPOSITORY, rest) if scheme == "hf" else re.fullmatch(_BUCKET, authority)):
+                raise ConfigError(f"{scheme}://... does not name a bucket: write {FORMS[scheme]}")
             self.root = rest.rstrip("/")
-            self.uri = f"s3://{self.root}"
-            from pipelines.storage.s3 import S3Objects  # local stores do without its libraries
-
-            self._objects = objects or S3Objects(self.root)
+            self.uri = f"{scheme}://{self.root}"
+            self._objects = objects or _distant(scheme, self.root)
 
     def __repr__(self) -> str:
         return f"Store({self.uri!r})"
@@ -107,8 +121,10 @@ class Store:
         try:
             self._ask("list", "", self._objects.require)
         except FileNotFoundError:
-            bucket = self.root.partition("/")[0]
-            raise InputError(f"the bucket s3://{bucket} does not exist: check its name and AWS_ENDPOINT_URL") from None
+            bucket = f"the bucket {self.scheme}://{self.root.partition('/')[0]}"
+            where = f"the repository of {self.uri}" if self.scheme == "hf" else bucket
+            check = "its name and AWS_ENDPOINT_URL" if self.scheme == "s3" else "its name and the keys"
+            raise InputError(f"{where} does not exist: check {check}") from None
 
     def delete(self, name: str) -> None:
         """Delete an object that nothing refers to any more; one that is gone already is no error."""
@@ -167,6 +183,17 @@ class Store:
             raise FileNotFoundError(f"{self.uri}/{name}") from None
         except OSError as error:
             raise _failure(error, f"cannot {verb} {self.uri}/{name}") from error
+
+
+def _distant(scheme: str, root: str) -> Objects:
+    """Return the objects of a store that is not local; imported here, since local stores do without the libraries."""
+    if scheme == "s3":
+        from pipelines.storage.s3 import S3Objects
+
+        return S3Objects(root)
+    from pipelines.storage.clouds import CloudObjects
+
+    return CloudObjects(scheme, root)
 
 
 def _failure(error: OSError, problem: str) -> StoreUnavailable:

@@ -74,7 +74,7 @@ async def _make_appear(bucket: Bucket, method: str, key: str, sha256: str, again
         except Transient as cut:
             problem = cut
             lost = lost or cut.landed
-        with _unknown(lost):
+        with outcome_unknown(lost):
             found = await bucket.sha256(key, clock)
             if found is not None:
                 return lost and found == sha256
@@ -84,7 +84,8 @@ async def _make_appear(bucket: Bucket, method: str, key: str, sha256: str, again
 
 
 @contextmanager
-def _unknown(lost: bool) -> Iterator[None]:
+def outcome_unknown(lost: bool) -> Iterator[None]:
+    """Turn StoreUnavailable into CommitUnknown where an answer to a write was `lost`."""
     try:
         yield
     except StoreUnavailable as error:

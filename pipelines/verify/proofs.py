@@ -18,7 +18,7 @@ from pydantic import Field
 
 from pipelines.artifacts.manifest import PART_DIGEST_CHARS, Facts
 from pipelines.console import NOTICE
-from pipelines.errors import DamagedArtifact, StoreUnavailable
+from pipelines.errors import DamagedArtifact, ReadOnlyStore, StoreUnavailable
 from pipelines.storage import ObjectInfo, Store, canonical_json, map_in_order, sha256_of
 
 _log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Proofs:
         name = f"{FOLDER}/{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{sha256_of(data)[:PART_DIGEST_CHARS]}.json"
         try:
             self._store.put(name, data)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, ReadOnlyStore) as error:
             _log.log(NOTICE, "what was proven is not remembered: %s", error)
             return False
         self._names.append(name)

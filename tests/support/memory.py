@@ -71,5 +71,5 @@ class MemoryStore(Store):
 
     def __init__(self, objects: type[MemoryObjects] = MemoryObjects) -> None:
         self.root = self.uri = "memory"
-        self.is_local = False
+        self.is_local, self.scheme = False, "memory"
         self._objects = self.memory = objects()

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -140,7 +141,9 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         "s3://a b/c",
         "s3://b?x#y/c",
         "https://u:secret@host/x",
-        "gs://bucket/x",
+        "ftp://bucket/x",
+        "hf://datasets",
+        "hf://user:secret@x/y/z",
         "s3://user:secret@bucket/x",
         "s3://key:sec/secret@b",
     ],
@@ -149,6 +152,23 @@ def test_other_uris_and_credentials_are_refused(uri: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Store(uri)
     assert "secret" not in str(caught.value)
+
+
+def test_an_unknown_scheme_names_those_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Store("ftp://bucket/x")
+    said = str(caught.value)
+    assert said.startswith("ftp://... is no store: give a local path or s3://bucket/prefix, gs://bucket/prefix (pip")
+    assert all(f"hhnet[{extra}]" in said for extra in ("gs", "az", "hf"))
+
+
+@pytest.mark.parametrize("scheme", ["gs", "az", "hf"])
+def test_a_library_that_is_not_installed_is_named(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("gcsfs.core", "adlfs", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=rf"^{scheme}://\.\.\. needs .*: pip install 'hhnet\[{scheme}\]'$") as caught:
+        Store(f"{scheme}://owner/name/x")
+    assert caught.value.exit_code == 2
 
 
 def test_file_uris_and_relative_paths_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
