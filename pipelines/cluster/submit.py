@@ -3,7 +3,7 @@
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -23,11 +23,14 @@ PATH_FLAGS = ("--shards", "--val", "--model", "--codes", "--index", "--out")
 """Flags of submitted verbs whose values are folders or URIs."""
 
 
-def on_cluster(command: str, **renamed: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def on_cluster(
+    command: str, here: Callable[[Mapping[str, Any]], bool] = lambda given: False, **renamed: str
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Declare that a verb's function runs as a Ray job, as `command`, where `ray.address` is an http(s) URL.
 
     The function has a parameter `config`. Its other arguments become flags of their own names, or as `renamed` says,
-    but for those that `command` names in braces, those that have their defaults, and functions.
+    but for those that `command` names in braces, those that have their defaults, and functions. With arguments for
+    which `here` is true it runs in this process all the same.
     """
 
     def declare(function: Callable[P, R]) -> Callable[P, R]:
@@ -36,12 +39,16 @@ def on_cluster(command: str, **renamed: str) -> Callable[[Callable[P, R]], Calla
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
             address = job_address(given.arguments["config"])
             if address is None:
                 require_ray_token(ray_address(given.arguments["config"]))  # before the work that leads to Ray
+            if address is None or here(given.arguments):
                 return function(*args, **kwargs)
             changed = {
-                k: v for k, v in given.arguments.items() if v != signature.parameters[k].default and not callable(v)
+                name: value
+                for name, value in given.arguments.items()
+                if name == "config" or (value != signature.parameters[name].default and not callable(value))
             }
             record = _submit(address, command, changed, renamed)
             try:

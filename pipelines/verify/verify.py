@@ -115,6 +115,7 @@ class TarsResult(Result):
         return "damaged" if self.damaged else "valid" if self.proven else self.status
 
 
+@on_cluster("verify {uri}", here=lambda given: Store(given["uri"]).is_local)
 def verify(
     uri: str,
     config: Config = DEFAULTS,
@@ -134,20 +135,8 @@ def verify(
     is noted, and is no failure. The same holds for orphans, files that no version names. Raises DamagedArtifact naming
     the first problem and the number of others; InputError where nothing was committed.
     """
-    if Store(uri).is_local and job_address(config) is not None:
-        return _verify(uri, config, shards, model, full, sample, pool=None)
-    return _verify_on_cluster(uri, config, shards, model, full, sample, pool)
-
-
-def _verify(
-    uri: str,
-    config: Config,
-    shards: str | None = None,
-    model: str | None = None,
-    full: bool = False,
-    sample: float = 0.0,
-    pool: Pool | None = ray_pool,
-) -> VerifyResult:
+    if job_address(config) is not None:
+        pool = None  # its nodes see nothing of this disk
     first = open_artifact(uri)
     given = {role: where for role, where in (("shards", shards), ("model", model)) if where is not None}
     proofs = Proofs(first.store, first.store.entries(), 1.0 if full else sample)
@@ -161,9 +150,6 @@ def _verify(
     finally:
         proofs.save(ended)
     return result
-
-
-_verify_on_cluster = on_cluster("verify {uri}")(_verify)
 
 
 def _prove(findings: Findings) -> VerifyResult:

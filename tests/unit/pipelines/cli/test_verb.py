@@ -21,14 +21,14 @@ from pipelines.config.loading import changed_settings, load_config
 from pipelines.encode.encode import EncodeResult, encode
 from pipelines.encode.preflight import preflight
 from pipelines.encode.retry_rejects import retry_rejects
-from pipelines.errors import StoreRefused, UsageError, WorkFailed
+from pipelines.errors import InputError, StoreRefused, UsageError, WorkFailed
 from pipelines.index.build import PlannedResult, build_index
 from pipelines.index.publish import publish_index
 from pipelines.index.update import add_codes, compact_index
 from pipelines.ingest.ingest import ingest
 from pipelines.train.rehead import rotate
 from pipelines.train.train import train
-from pipelines.verify.verify import verify_tars
+from pipelines.verify.verify import verify, verify_tars
 from tests.support.codes import simple_rows, write_codes
 from tests.support.pictures import jpeg, picture, write_folder
 
@@ -209,6 +209,7 @@ SENT: list[tuple[Callable[[], Result], list[str]]] = [
     ),
     (lambda: retry_rejects("/c", HERE, model="/m"), ["retry-rejects", "--codes", "/c", "--model", "/m"]),
     (lambda: verify_tars("/a b", "/o", HERE), ["verify", "/a b", "--for-run", "/o"]),
+    (lambda: verify("s3://photos/a", HERE, full=True), ["verify", "s3://photos/a", "--full"]),
     (
         lambda: build_index(["/c", "/d"], "/o", HERE, publish=False, dry_run=False),
         ["index", "build", "--codes", "/c", "--codes", "/d", "--out", "/o", "--no-publish"],
@@ -244,6 +245,12 @@ def test_a_verb_is_sent_as_words_that_its_own_command_line_takes(
         name, *arguments = arguments
         command = command.commands[name]
     assert command.make_context("hhnet", list(arguments)).params["sets"]
+
+
+def test_what_lies_here_is_verified_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    with pytest.raises(InputError, match="holds no committed artifact"):
+        verify(str(tmp_path))
 
 
 def test_the_answer_of_a_job_is_typed_and_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
