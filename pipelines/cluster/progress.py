@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 10.0
 """Least seconds between two lines of progress where stderr is no terminal."""
+PLACES_KEPT = 128
+"""Number of moments that the time left looks back on; of more, each second one is forgotten."""
 NAME_WIDTH, BAR_WIDTH = 24, 20
 """Characters of the bar, and of its name where a verb has several; with count and time, a line fits 100 columns."""
 BOARD_TIMEOUT_S = 30.0
@@ -138,21 +140,33 @@ def _shortened(text: str, room: int) -> str:
 
 
 class Pace:
-    """Time since a stage began, and the time left at its mean rate.
+    """Time since a stage began, and the time left at its rate in the last half of the time that it has worked.
 
-    The rate leaves out what earlier runs did, and the time before the work began, in which workers start.
+    So slow first steps count no more after a while. What earlier runs did is left out, and the time before the work
+    began, in which workers start.
     """
 
     def __init__(self, total: int) -> None:
         self._total, self._begun = total, time.monotonic()
-        self._first: tuple[float, int] | None = None
+        self._seen: list[tuple[float, int]] = []
+        """What was done at which time, from the last call before the work moved on."""
+        self._spacing = 0.0
+        """Least seconds between two of them."""
 
     def read(self, done: int) -> tuple[float, float | None]:
         """Return the seconds so far and the seconds left, None while they cannot be told."""
         now = time.monotonic()
-        if self._first is None or done <= self._first[1]:  # the work begins at the last call before it moves on
-            self._first = now, done
-        rate = (done - self._first[1]) / (now - self._first[0]) if now > self._first[0] else 0.0
+        if not self._seen or done <= self._seen[0][1]:
+            self._seen = [(now, done)]
+        half = (self._seen[0][0] + now) / 2
+        earlier = [seen for seen in self._seen if seen[0] <= half and seen[1] < done]
+        then, before = (earlier or self._seen)[-1]
+        if now - self._seen[-1][0] >= self._spacing:
+            self._seen.append((now, done))
+        if len(self._seen) > PLACES_KEPT:
+            del self._seen[1::2]
+            self._spacing = 2 * (now - self._seen[0][0]) / PLACES_KEPT
+        rate = (done - before) / (now - then) if now > then else 0.0
         return now - self._begun, (self._total - done) / rate if rate and done < self._total else None
 
 

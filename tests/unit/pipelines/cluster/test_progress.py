@@ -7,7 +7,7 @@ import time
 import pytest
 
 from pipelines.cluster import progress
-from pipelines.cluster.progress import Board, stage
+from pipelines.cluster.progress import Board, Pace, stage
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -99,6 +99,27 @@ def test_the_time_left_leaves_out_the_start_and_what_was_done_before(
         "train: 501/1,000 steps in 50 s, about 1 h 23 min left",
         "train: 551/1,000 steps in 9 min 10 s, about 1 h 14 min left",
     ]
+
+
+def test_the_time_left_forgets_slow_first_steps(clock: list[float]) -> None:
+    pace, done, left = Pace(10_000), 0, list[float | None]()
+    for seconds, steps in [(10, 1)] * 4 + [(1, 5)] * 1000:
+        clock[0] += seconds
+        done += steps
+        left.append(pace.read(done)[1])
+    assert left[0] is None and left[3] == 10 * 9_996
+    assert left[-1] == (10_000 - done) / 5
+    clock[0] += 3000  # nothing moves for more than half of the time
+    after = pace.read(done + 1)[1]
+    assert after is not None and after > 50 * (10_000 - done) / 5
+
+
+def test_the_time_left_is_steady_where_the_work_is_done_in_bursts(clock: list[float]) -> None:
+    pace = Pace(1000)
+    for second in range(400):
+        clock[0] += 1
+        left = pace.read(second // 10 * 10)[1]
+        assert second < 40 or left == pytest.approx(1000 - second, rel=0.5)
 
 
 def test_a_board_gives_each_line_once() -> None:
