@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 from pipelines.cluster.attempts import OWN_FAULT, Attempt, AttemptFailed, End, Outcome, cause_of_death, first_line
 from pipelines.cluster.metrics import Meter, Show
 from pipelines.cluster.placement import FREE_COUNT_LAG_S, Need, Node, count_places, explain_shortage
-from pipelines.cluster.ray_actors import ActorLocation, RayActors, StartActors
+from pipelines.cluster.ray_actors import ActorLocation, Handle, RayActors, Reference, StartActors
 from pipelines.errors import ClusterUnavailable, WorkFailed
 
 _log = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class _Item(Generic[T]):
 class _Actor(Generic[T]):
     """An actor of the pool. `moved` is the monotonic time of its last change: placed, built, or making progress."""
 
-    handle: Any
-    waits: Any
+    handle: Handle
+    waits: Reference | None
     """Reference to the answer that it owes: its place, the end of the build, or the result of its item."""
     moved: float
     place: ActorLocation | None = None
@@ -71,7 +71,7 @@ class _Actor(Generic[T]):
     """The item that it was told to expect."""
     began: float = 0.0
     progress: int | None = None
-    beat: Any = None
+    beat: Reference | None = None
 
     def hear(self, progress: int | None, now: float) -> None:
         """Take a heartbeat: a changed number is progress, and without a number (None) so is every answer."""

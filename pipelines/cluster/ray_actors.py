@@ -11,6 +11,10 @@ from pipelines.cluster.head import require_node
 from pipelines.cluster.placement import Need, Node, hide_unreserved_gpus, list_live_nodes
 from pipelines.console import logged_in_worker
 
+Handle = Any
+"""A handle of an actor, of the type that its backend has."""
+Reference = Any
+"""A reference to an answer that may not be there yet, of the type that its backend has."""
 BESIDE_GROUP = "beside"
 """Name of the concurrency group whose thread answers while the actor works."""
 
@@ -70,19 +74,19 @@ class Actors(Protocol):
     here: str
     """The node of this process."""
 
-    def start(self) -> Any:
+    def start(self) -> Handle:
         """Start an actor, as soon as a node has room; return its handle."""
 
-    def ask(self, actor: Any, method: str, *arguments: Any, name: str = "") -> Any:
+    def ask(self, actor: Handle, method: str, *arguments: object, name: str = "") -> Reference:
         """Call a method of `WorkerActor`, under a `name` for people; return a reference to its answer."""
 
-    def wait(self, references: Sequence[Any], timeout: float) -> list[Any]:
+    def wait(self, references: Sequence[Reference], timeout: float) -> list[Reference]:
         """Wait until one of the answers is there; return its reference, or nothing after so many seconds."""
 
-    def get(self, reference: Any) -> Any:
+    def get(self, reference: Reference) -> Any:
         """Return an answer, or raise what Ray raises in its place."""
 
-    def kill(self, actor: Any) -> None:
+    def kill(self, actor: Handle) -> None:
         """End an actor."""
 
     def nodes(self) -> list[Node]:
@@ -114,29 +118,29 @@ class RayActors:
         self._arguments = worker, arguments
         self.here = str(ray.get_runtime_context().get_node_id())
 
-    def start(self) -> Any:
+    def start(self) -> Handle:
         """Start an actor."""
         return self._remote.remote(*self._arguments)
 
-    def ask(self, actor: Any, method: str, *arguments: Any, name: str = "") -> Any:
+    def ask(self, actor: Handle, method: str, *arguments: object, name: str = "") -> Reference:
         """Call a method; its progress is asked beside the work."""
         options = {"concurrency_group": BESIDE_GROUP} if method == "progress" else {"name": name} if name else {}
         return getattr(actor, method).options(**options).remote(*arguments)
 
-    def wait(self, references: Sequence[Any], timeout: float) -> list[Any]:
+    def wait(self, references: Sequence[Reference], timeout: float) -> list[Reference]:
         """Wait for one answer."""
         import ray
 
         ready, _ = ray.wait(list(references), num_returns=1, timeout=timeout)
         return list(ready)
 
-    def get(self, reference: Any) -> Any:
+    def get(self, reference: Reference) -> Any:
         """Return an answer."""
         import ray
 
         return ray.get(reference)
 
-    def kill(self, actor: Any) -> None:
+    def kill(self, actor: Handle) -> None:
         """End an actor."""
         import ray
 
