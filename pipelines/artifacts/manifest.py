@@ -393,13 +393,14 @@ class Artifact:
         """Copy a part, of one that is too long its size and a byte more; return the sha256 of the copy."""
         digest, left = hashlib.sha256(), part.bytes + 1
         try:
-            with self.store.open(part.path) as stream, path.open("wb") as sink:
-                while data := stream.read(min(COPY_BYTES, left)):
-                    digest.update(data)
-                    sink.write(data)
-                    left -= len(data)
+            stream = self.store.open(part.path)
         except FileNotFoundError:
             raise DamagedArtifact(f"{self.uri}/{part.path} is missing") from None
+        with stream, path.open("wb") as sink:
+            while data := stream.read(min(COPY_BYTES, left)):
+                digest.update(data)
+                sink.write(data)
+                left -= len(data)
         return digest.hexdigest()
 
     def origin(self, role: str) -> str | None:

@@ -104,7 +104,7 @@ class Bucket:
         download = await self._fetched(key, _Download(0, None, limit))
         return download.buffer.getvalue(), download.stated
 
-    async def fetch_block(self, key: str, start: int, stop: int) -> tuple[bytes, int]:
+    async def fetch_block(self, key: str, start: int, stop: int) -> tuple[bytes, int | None]:
         """Fetch the bytes [start, stop) of an object, as far as it reaches; return also where the object ends.
 
         The answer says that itself, so nobody has to ask for the size before. Of an object that ends at or before
@@ -197,8 +197,8 @@ class _Download:
 
     def __init__(self, start: int, stop: int | None, limit: int | None = None) -> None:
         self.start, self.stop, self.limit = start, stop, limit
-        self.end = 0
-        """Where the object ends, as far as the answers to requests for ranges said."""
+        self.end: int | None = None
+        """Where the object ends, if an answer to a request for a range said it."""
         self.buffer = io.BytesIO()
         self.stated: str | None = None
 

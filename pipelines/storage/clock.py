@@ -39,14 +39,15 @@ BUSY = {408, 429}
 THROTTLING = {429, 503}
 """Statuses of a store that has too much to do."""
 _THROTTLING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "BandwidthLimitExceeded"}
-_NOT_IMPLEMENTED = 501  # a server error by its number, but waiting does not help: the store lacks the operation
+NOT_IMPLEMENTED = 501
+"""A server error by its number, but waiting does not help: the store lacks the operation."""
 # Client errors by their status, but caused on the way to the store and not by the request.
 _ON_THE_WAY = {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
 _REFUSED = ": check the keys and what they may do; a bucket in store.unsigned must be public"
 _HINTS = {
     401: _REFUSED,
     403: _REFUSED,
-    _NOT_IMPLEMENTED: ": the store does not offer what this needs; use one that does",
+    NOT_IMPLEMENTED: ": the store does not offer what this needs; use one that does",
 }
 _CUT = (
     boto.HTTPClientError,
@@ -58,6 +59,9 @@ _CUT = (
     ConnectionError,
     TimeoutError,
 )
+
+THROTTLED_DEADLINES = 10
+"""Number of deadlines after which a request that is always throttled fails, though the store serves others."""
 
 _T = TypeVar("_T")
 _jitter = random.SystemRandom()  # not the seeded generators, whose draws are results
@@ -107,12 +111,17 @@ class Clock:
         self.what, self.seconds, self.tries, self.throttled = what, seconds, 0, 0
         self._limiter = limiter or Limiter()
         self._running: asyncio.Timeout | None = None
-        self.renew()
+        self._restart()
 
-    def renew(self) -> None:
-        """Start the deadline and the pauses anew, because something arrived."""
+    def _restart(self) -> None:
         self._end = time.monotonic() + self.seconds
         self._pauses = self._throttled_pauses = 0
+        self._throttled_since: float | None = None
+
+    def renew(self) -> None:
+        """Start the deadline and the pauses anew, because something arrived; the store serves, as others see too."""
+        self._restart()
+        self._limiter.served = time.monotonic()
         if self._running is not None:
             self._running.reschedule(asyncio.get_running_loop().time() + self.seconds)
 
@@ -166,7 +175,10 @@ class Clock:
         if isinstance(problem, Throttled):
             self.throttled += 1
             doublings, self._throttled_pauses = self._throttled_pauses, self._throttled_pauses + 1
-            self._end = max(self._end, self._limiter.served + self.seconds)  # it serves others: there is a way
+            self._throttled_since = self._throttled_since or time.monotonic()
+            # It serves others, so there is a way; but not for an object that it refuses for good.
+            last = self._throttled_since + THROTTLED_DEADLINES * self.seconds
+            self._end = max(self._end, min(last, self._limiter.served + self.seconds))
         else:
             doublings, self._pauses = self._pauses, self._pauses + 1
         # A random share of the pause: workers that failed together must not come back together.
@@ -220,7 +232,7 @@ class Clock:
             return Conflict(problem)
         if status in THROTTLING or code in _THROTTLING_CODES:
             return Throttled(problem, landed=status not in BUSY)
-        if (status >= 500 and status != _NOT_IMPLEMENTED) or status in BUSY or code in _ON_THE_WAY:
+        if (status >= 500 and status != NOT_IMPLEMENTED) or status in BUSY or code in _ON_THE_WAY:
             return Transient(problem, landed=status not in BUSY)
         hint = _HINTS.get(status, ": the store refuses this request for good; check its address and settings")
         return StoreRefused(f"cannot {self.what}: {one_line(problem)}{hint}")

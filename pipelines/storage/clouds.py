@@ -6,11 +6,16 @@ reading. `tests/integration/test_clouds.py` holds the proofs.
 """
 
 import asyncio
+import hashlib
 import io
 import logging
+import math
+import threading
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -22,6 +27,7 @@ from pipelines.errors import ConfigError, ReadOnlyStore, StoreRefused
 from pipelines.storage.blocks import BLOCK_BYTES, open_blocks
 from pipelines.storage.clock import (
     BUSY,
+    NOT_IMPLEMENTED,
     THROTTLING,
     Clock,
     Conflict,
@@ -128,7 +134,7 @@ class CloudObjects:
     def __init__(self, scheme: str, root: str) -> None:
         self._cloud, self._root, self._uri = CLOUDS[scheme], root, f"{scheme}://{root}"
         parts = root.split("/")
-        typed = scheme == "hf" and parts[0] in ("datasets", "spaces", "models")
+        typed = scheme == "hf" and parts[0] in ("datasets", "spaces")
         self._bucket = "/".join(parts[: self._cloud.bucket_parts + typed])
         self._limited = f"{scheme}://{self._bucket}"
         self._seconds = deadline_s()
@@ -242,22 +248,26 @@ class CloudObjects:
                     await clock.pause(problem)
 
     async def _holds(self, path: str, data: bytes | Path, clock: Clock) -> bool:
-        found = await clock.persist(lambda: self._call(clock.what, lambda fs: cast(bytes, fs.cat_file(path))))
-        return sha256_of(found) == sha256_of(data)
+        """Tell whether the object has these bytes; of a large one a block at a time is in memory."""
+        digest, place, block = hashlib.sha256(), 0, b""
+        while place == 0 or block:
+            fetch = partial(self._fetch, path=path, start=place, stop=place + BLOCK_BYTES)
+            block = await clock.persist(lambda fetch=fetch: self._call(clock.what, fetch))  # type: ignore[misc]
+            digest.update(block)
+            place += len(block) or 1
+        return digest.hexdigest() == sha256_of(data)
+
+    def _fetch(self, fs: AbstractFileSystem, path: str, start: int, stop: int) -> bytes:
+        try:
+            return cast(bytes, fs.cat_file(path, start=start, end=stop, **self._cloud.reading))
+        except Exception as error:
+            if _status(error) != PAST_THE_END:
+                raise
+            return b""
 
     def _block(self, name: str, start: int, stop: int) -> tuple[bytes, int | None]:
         """Return the bytes [start, stop) of an object, as far as it reaches, and its end if it ends within them."""
-        path = self._path(name)
-
-        def fetch(fs: AbstractFileSystem) -> bytes:
-            try:
-                return cast(bytes, fs.cat_file(path, start=start, end=stop, **self._cloud.reading))
-            except Exception as error:
-                if _status(error) != PAST_THE_END:
-                    raise
-                return b""
-
-        data = self._persist("read", name, fetch)
+        data = self._persist("read", name, partial(self._fetch, path=self._path(name), start=start, stop=stop))
         if len(data) > stop - start:
             raise StoreRefused(f"cannot read {self._uri}/{name}: the store sends more than it is asked for")
         return data, start + len(data) if len(data) < stop - start else None
@@ -289,12 +299,41 @@ class CloudObjects:
     async def _call(self, what: str, work: Callable[[AbstractFileSystem], _T]) -> _T:
         """Do work on the file system, in a thread, since not each library is asynchronous; judge its failure."""
         try:
-            return await asyncio.to_thread(lambda: work(self._cloud.open(self._bucket)))
+            return await _in_thread(lambda: work(self._cloud.open(self._bucket)))
         except Exception as error:
             judged = _judged(error, what)
             if judged is error:
                 raise
             raise judged from error
+
+
+async def _in_thread(work: Callable[[], _T]) -> _T:
+    """Do work in a thread of its own, which does not hold up the end of the process when its call was given up.
+
+    The threads of the event loop would not do: the libraries wait in them, and look up the names of hosts there.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_T] = loop.create_future()
+
+    def tell(result: _T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(cast(_T, result))
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except BaseException as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, result, failure)
+
+    threading.Thread(target=run, name="cloud", daemon=True).start()
+    return await done
 
 
 def _written(fs: AbstractFileSystem, path: str) -> str:
@@ -306,8 +345,9 @@ def _written(fs: AbstractFileSystem, path: str) -> str:
 
 
 def _modified(facts: Mapping[str, object]) -> float:
+    """Return the time of the last change; one that is not known is later than all, so nothing counts as old."""
     when = facts.get("mtime") or facts.get("last_modified")
-    return float(when.timestamp()) if when else 0.0  # type: ignore[attr-defined]
+    return float(when.timestamp()) if when else math.inf  # type: ignore[attr-defined]
 
 
 def _status(error: Exception) -> int | None:
@@ -329,7 +369,11 @@ def _judged(error: Exception, what: str) -> Exception:
         return Conflict(problem)
     if status in THROTTLING:
         return Throttled(problem, landed=status not in BUSY)
-    if status in BUSY or (status or 0) >= 500 or (status is None and _is_on_the_way(error)):
+    if (
+        status in BUSY
+        or ((status or 0) >= 500 and status != NOT_IMPLEMENTED)
+        or (status is None and _is_on_the_way(error))
+    ):
         return Transient(problem, landed=status not in BUSY and type(error).__name__ not in _NEVER_SENT)
     if status is None and not isinstance(error, OSError | ValueError) and not _is_of_a_library(error):
         return error

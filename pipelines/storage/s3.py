@@ -56,7 +56,7 @@ class S3Objects:
         """Return the bytes of an object."""
         return self._wait(lambda: self._bucket.size(self._prefix + name))
 
-    def block(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
+    def block(self, name: str, start: int, stop: int) -> tuple[bytes, int | None]:
         """Return the bytes [start, stop) of an object, as far as it reaches, and where it ends."""
         return self._wait(lambda: self._bucket.fetch_block(self._prefix + name, start, stop))
 

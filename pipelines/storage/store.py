@@ -36,7 +36,7 @@ _KNOWN = (
     f"{FORMS['hf']} (pip install 'hhnet[hf]')"
 )
 _BUCKET = r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}"
-_REPOSITORY = r"((datasets|spaces|models)/)?[\w.-]+/[\w.-]+(@[^/]+)?(/.*)?"
+_REPOSITORY = r"((datasets|spaces)/)?[\w.-]+/[\w.-]+(@[^/]+)?(/.*)?"
 LASTING_ERRORS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),

@@ -51,5 +51,6 @@ def prove_alias(findings: Findings) -> None:
             _, index = target.open()
         except (InputError, StoreUnavailable) as error:
             findings.checks.append(f"index {target.uri}: not checked ({error})")
+            findings.out_of_reach.add(artifact.digest)
         else:
             findings.checks.append(f"index {index.uri} is published, with the fingerprint, bits and model named here")

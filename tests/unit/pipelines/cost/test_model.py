@@ -25,8 +25,8 @@ from pipelines.cost.requests import (
     puts_of,
     verify_shards_requests,
 )
+from pipelines.storage.blocks import BLOCK_BYTES as FETCHED
 from pipelines.storage.bucket import BucketLimits
-from pipelines.storage.s3 import BLOCK_BYTES as FETCHED
 
 PAGE = Path(__file__).parents[4] / "docs" / "scale.md"
 FORMULAS: dict[str, Callable[[int], Requests]] = {

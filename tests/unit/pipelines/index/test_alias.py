@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -252,6 +254,19 @@ def test_verify_notices_a_version_that_names_nothing_or_something_else(build: Bu
     for use in (found, verify):
         with pytest.raises(DamagedArtifact, match=r"the alias manifest cannot be used \(index is wrong: "):
             use(alias)
+
+
+def test_verify_looks_for_the_index_of_every_version_each_time(build: Build, alias: str, tmp_path: Path) -> None:
+    first = build("v1")
+    set_alias(alias, first)
+    set_alias(alias, build("v2"))
+    for path in Path(alias).rglob("*"):
+        os.utime(path, (time.time() - 3600,) * 2)
+    shutil.move(first, tmp_path / "away")
+    assert any("not checked" in check for check in verify(alias).checks)
+    shutil.move(build("v3"), first)
+    with pytest.raises(DamagedArtifact, match="v1"):
+        verify(alias)
 
 
 def test_gc_keeps_what_the_alias_says_now(build: Build, alias: str) -> None:

@@ -134,6 +134,52 @@ def test_throttled_tries_are_counted_and_outlast_the_deadline_while_others_are_s
     run(alone)
 
 
+def test_who_waits_for_a_long_download_waits_as_long_as_bytes_arrive() -> None:
+    async def download(clock: Clock) -> str:
+        for _ in range(20):
+            await asyncio.sleep(0.05)
+            clock.renew()
+        return "large"
+
+    async def small() -> str:
+        return "small"
+
+    async def both(limiter: Limiter) -> None:
+        first, second = (Clock(f"read s3://bucket/{name}", 0.4, limiter) for name in ("large", "small"))
+        found = await asyncio.gather(first.persist(lambda: download(first)), second.persist(small))
+        assert found == ["large", "small"]
+
+    run(both, limit=1.0)
+
+
+def test_an_object_that_is_refused_for_good_fails_though_the_store_serves_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipelines.storage.clock.MAX_PAUSE_S", 0.02)
+
+    async def always() -> None:
+        raise Throttled("503 SlowDownRead")
+
+    async def served() -> None:
+        pass
+
+    async def beside(limiter: Limiter) -> None:
+        async def beat() -> None:
+            while True:
+                await Clock("write s3://bucket/run", 0.1, limiter).persist(served)
+                await asyncio.sleep(0.02)
+
+        others = asyncio.create_task(beat())
+        begun = time.monotonic()
+        with pytest.raises(StoreUnavailable, match="503 SlowDownRead"):
+            async with asyncio.timeout(20):
+                await Clock("read s3://bucket/x", 0.2, limiter).persist(always)
+        others.cancel()
+        assert time.monotonic() - begun > 1  # the answers of others count for many deadlines
+
+    run(beside)
+
+
 def test_a_bucket_of_an_endpoint_has_one_limiter_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_limiters", {})
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://one")
