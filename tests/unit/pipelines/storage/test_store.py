@@ -275,6 +275,22 @@ def test_a_tampered_part_is_never_returned(tmp_path: Path, change: Callable[[byt
             read(part)
 
 
+class Fleeting(MemoryObjects):
+    """At the first put another run has the object there, and deletes it before anybody reads it."""
+
+    seen = False
+
+    def put(self, name: str, data: bytes | Path, point: str) -> bool:
+        self.seen, before = True, self.seen
+        return before and super().put(name, data, point)
+
+
+def test_what_is_deleted_while_it_is_compared_is_put_again() -> None:
+    store = MemoryStore(Fleeting)
+    store.put_same("a", b"data")
+    assert store.read("a") == b"data"
+
+
 class Line(MemoryObjects):
     """Objects that come over a line; `arrive` says what becomes of them on the way, by the number of the read."""
 
