@@ -80,6 +80,8 @@ class RunLog:
         self._first: Record = _recordable({"verb": verb, **facts})
         self._config = config
         self.figures: Record = {}
+        self.cpu_share = 1.0
+        """Share of the CPU seconds of this process that this run records: runs side by side share them."""
         self._note = ""
         self._attempts: list[Record] = []
         self._fresh = False
@@ -140,7 +142,7 @@ class RunLog:
             "end": _end_of(error),
             "ended": ended,
             "seconds": round(ended - self._began, 3),
-            "cpu_seconds": round(time.process_time() - self._cpu_before, 3),
+            "cpu_seconds": round((time.process_time() - self._cpu_before) * self.cpu_share, 3),
             **self._state(),
             **({"error": _recordable(str(error))} if error is not None else {}),
             "attempts": self._attempts,

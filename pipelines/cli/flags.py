@@ -259,7 +259,8 @@ class PlanFlags(Flags):
         int | None, Flag("With --cost: images of a tar.", setting="ingest.samples_per_shard", min=1)
     ] = None
     image_bytes: Annotated[
-        float | None, Flag("With --cost: mean bytes of an image file; default: as --from says, else 1e5.", min=1)
+        float | None,
+        Flag("With --cost: mean bytes of an image file; default: as --from says, else 1e5.", min=1, max=1e12),
     ] = None
     night: Annotated[
         float | None, Flag("With --cost: images that come each night; default: a thousandth.", min=0, max=1e12)

@@ -73,7 +73,7 @@ def estimate(
         parts=planned.parts(planned.images),
         night_images=planned.night,
         machines=f"{nodes} with {planned.gpus} GPUs and {planned.cpus} CPUs",
-        steps=[asdict(cost_of(step, work, planned, config.cost)) for step, work in works.items()],
+        steps=[asdict(cost_of(step, work, config.cost)) for step, work in works.items()],
         stored_bytes=round(stored),
         usd_a_month=round(stored / GB * config.cost.gb_month, 2),
         measured=measured,

@@ -20,6 +20,7 @@ from pipelines.cost.requests import (
     puts_of,
     shard_entries,
     tars_of_piece,
+    upload_lists_of,
     verify_shards_requests,
     worker_requests,
 )
@@ -127,9 +128,30 @@ class Planned:
         """Number of tars that fill a part of an index."""
         return max(1, self.part_codes // self.per_shard)
 
+    def fills(self, images: int) -> list[tuple[int, int]]:
+        """Return numbers of tars with the images in each: the tars that are full, and the last one if it is not."""
+        full, rest = divmod(images, self.per_shard)
+        return [(number, held) for number, held in ((full, self.per_shard), (1, rest)) if number and held]
+
+    def encoders(self) -> int:
+        """Return the number of encode workers: one for each GPU, or else for each CPU."""
+        return self.nodes * (self.gpus or self.cpus)
+
     def workers(self, tars: int) -> int:
-        """Return the number of encode workers: one for each GPU, or else for each CPU, and at most one for each tar."""
-        return min(tars, self.nodes * (self.gpus or self.cpus))
+        """Return the number of encode workers that get some of these tars."""
+        return min(tars, self.encoders())
+
+    def share(self, images: int, held: int, workers: int) -> float:
+        """Return the busiest worker's share of the work, if workers take items with `held` images in turn."""
+        if not images:
+            return 0.0
+        rounds = -(-images // (held * workers))
+        # Where the last round is one item that is not full, no worker has so much as `rounds` full ones.
+        return min(rounds * held, images - (rounds - 1) * (workers - 1) * held) / images
+
+    def cpu_share(self, images: int, held: int) -> float:
+        """Return the busiest CPU's share of the work, if all CPUs take items with `held` images in turn."""
+        return self.share(images, held, self.nodes * self.cpus)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +161,8 @@ class Work:
     requests: Requests
     cpu_s: float = 0.0
     gpu_s: float = 0.0
+    busy_s: float = 0.0
+    """Seconds until the last of the workers is done."""
     planning_s: float = 0.0
     """Seconds in which one process plans and no worker works."""
     read: float = 0.0
@@ -160,16 +184,20 @@ class Model:
 
     # ------------------------------------------------------------------------------------------------------- sizes
 
-    def tar_size(self) -> float:
-        """Return the bytes of a tar."""
+    def tar_size(self, images: int) -> float:
+        """Return the bytes of a tar with so many images."""
         known = self.constants
-        size = self.planned.per_shard * (known.image_bytes + known.sample_overhead_bytes) + 2 * TAR_BLOCK
+        size = images * (known.image_bytes + known.sample_overhead_bytes) + 2 * TAR_BLOCK
         return size + TAR_RECORD / 2 if size > 4 * TAR_RECORD else -(-size // TAR_RECORD) * TAR_RECORD
+
+    def tars_size(self, images: int) -> float:
+        """Return the bytes of all tars."""
+        return sum(number * self.tar_size(held) for number, held in self.planned.fills(images))
 
     def index_size(self, images: int) -> float:
         """Return the bytes of a shard index with its directory."""
         known, planned, tars = self.constants, self.planned, self.planned.tars(images)
-        groups = tars * -(-planned.per_shard // ROW_GROUP_ROWS)
+        groups = sum(number * -(-held // ROW_GROUP_ROWS) for number, held in planned.fills(images))
         tables = (pieces_of(tars, planned.per_shard) + 1) * TABLE_BYTES
         return images * known.row_bytes + groups * known.row_group_bytes + tars * 8 + tables
 
@@ -209,27 +237,32 @@ class Model:
         """Return the work of an ingest."""
         known, planned, tars = self.constants, self.planned, self.planned.tars(images)
         pieces = pieces_of(tars, planned.per_shard)
-        more = tars * (puts_of(self.tar_size()) - 1) + pieces - 1 + lists_of(shard_entries(tars, planned.per_shard))
-        rows = images * known.row_bytes + tars * known.rows_bytes
+        sizes = [(number, self.tar_size(held)) for number, held in planned.fills(images)]
+        more = sum(number * (puts_of(size) - 1) for number, size in sizes)
+        more += pieces - 1 + lists_of(shard_entries(tars, planned.per_shard))
+        lists = sum(number * upload_lists_of(size) for number, size in sizes)
+        rows, cpu_s = images * known.row_bytes + tars * known.rows_bytes, images * known.ingest_cpu_s
         metadata = self.index_size(images) + self.shards_manifest(images)
         return Work(
-            requests=ingest_requests(tars) + Requests(put=more),
-            cpu_s=images * known.ingest_cpu_s,
+            requests=ingest_requests(tars) + Requests(put=more, list=lists),
+            cpu_s=cpu_s,
+            busy_s=cpu_s * planned.cpu_share(images, planned.per_shard),
             read=rows,
-            written=tars * self.tar_size() + rows + metadata + RUN_BYTES,
+            written=self.tars_size(images) + rows + metadata + RUN_BYTES,
             metadata=metadata,
         )
 
     def verify(self, images: int) -> Work:
         """Return the work of the first verify of shards."""
         planned, tars = self.planned, self.planned.tars(images)
-        more = tars * (blocks_of(self.tar_size()) - 1) + 2 * (pieces_of(tars, planned.per_shard) - 1)
-        entries = shard_entries(tars, planned.per_shard)
+        more = self._more_blocks(images) + 2 * (pieces_of(tars, planned.per_shard) - 1)
+        entries, cpu_s = shard_entries(tars, planned.per_shard), images * self.constants.verify_cpu_s
         more += 2 * lists_of(entries)
         return Work(
             requests=verify_shards_requests(tars) + Requests(get=more),
-            cpu_s=images * self.constants.verify_cpu_s,
-            read=tars * self.tar_size() + 2 * self.index_size(images) + 2 * self.shards_manifest(images),
+            cpu_s=cpu_s,
+            busy_s=cpu_s * planned.cpu_share(images, planned.per_shard),
+            read=self.tars_size(images) + 2 * self.index_size(images) + 2 * self.shards_manifest(images),
             written=PROOF_BYTES * (entries + lists_of(entries)),
         )
 
@@ -238,22 +271,32 @@ class Model:
         known, planned, tars = self.constants, self.planned, self.planned.tars(images)
         workers, pieces = planned.workers(tars), pieces_of(tars, planned.per_shard)
         reads = pieces * min(workers, tars_of_piece(planned.per_shard))
-        gets = tars * (blocks_of(self.tar_size()) - 1) + reads - 1
+        gets = self._more_blocks(images) + reads - 1
         gets += (workers + 1) * lists_of(shard_entries(tars, planned.per_shard))
         lists = Requests(get=lists_of(tars, tars), put=lists_of(tars, tars))
         opened = workers * known.model_bytes + (workers + 1) * self.shards_manifest(images)
         index = self.index_size(images) * reads / pieces
         forward_cpu_s = 0.0 if planned.gpus else known.forward_cpu_s
+        cpu_s = images * (known.decode_cpu_s + forward_cpu_s) + tars * known.driver_cpu_s
+        gpu_s = images * known.forward_gpu_s if planned.gpus else 0.0
+        share = planned.share(images, planned.per_shard, planned.encoders())
+        cpus = planned.cpus / (planned.gpus or planned.cpus)  # those of a worker
         metadata = self.codes_manifest(images) + tars * known.receipt_bytes
         return Work(
             requests=encode_requests(tars) + worker_requests(workers) + Requests(get=gets) + lists,
-            cpu_s=images * (known.decode_cpu_s + forward_cpu_s) + tars * known.driver_cpu_s,
-            gpu_s=images * known.forward_gpu_s if planned.gpus else 0.0,
+            cpu_s=cpu_s,
+            gpu_s=gpu_s,
+            busy_s=share * max(gpu_s, cpu_s / cpus),
             planning_s=tars * known.plan_tar_s,
-            read=tars * self.tar_size() + index + opened + self.codes_manifest(images),
+            read=self.tars_size(images) + index + opened + self.codes_manifest(images),
             written=self.codes_size(images) + metadata + tars * known.attempt_bytes + RUN_BYTES,
             metadata=metadata,
         )
+
+    def _more_blocks(self, images: int) -> int:
+        """Return the GETs that stream all tars, beside one for each."""
+        fills = self.planned.fills(images)
+        return sum(number * (blocks_of(self.tar_size(held)) - 1) for number, held in fills)
 
     def build(self, images: int) -> Work:
         """Return the work of building an index."""
@@ -265,16 +308,17 @@ class Model:
     def add(self, images: int, new: int) -> Work:
         """Return the work of adding `new` images to an index of so many."""
         planned, tars = self.planned, self.planned.tars(new)
-        before, parts, fill = planned.parts(images), planned.parts(images + new), planned.tars_of_part
-        open_tars = planned.tars(images) % fill
-        merged = 1 if open_tars else 0
+        before, fill = planned.parts(images), planned.tars_of_part
+        parts = -(-(planned.tars(images) + tars) // fill)
+        merged = 1 if planned.tars(images) % fill else 0
+        again = images - (before - 1) * fill * planned.per_shard if merged else 0
         built = parts - before + merged
         names = lists_of(2 * before + 1, before)
         reads = lists_of(tars, tars) + (3 * names + 2 if names else 0)
         reads += self._part_blocks(images + new)
         requests = add_requests(tars, parts, built, merged) + Requests(get=reads, put=lists_of(2 * parts + 1, parts))
         manifest = self.index_manifest(images + new)
-        work = self._indexed(requests, new, new + open_tars * planned.per_shard, built, manifest)
+        work = self._indexed(requests, new, new + again, built, manifest)
         return work + Work(requests=Requests(), read=self.parts_size(images, before) + (3 if names else 2) * manifest)
 
     def _part_blocks(self, images: int) -> int:
@@ -285,14 +329,16 @@ class Model:
 
     def _indexed(self, requests: Requests, new: int, codes: int, built: int, manifest: float) -> Work:
         """Return the work of an index change that reads `new` codes and puts so many codes into `built` parts."""
-        known, tars, size = self.constants, self.planned.tars(new), self.parts_size(codes, built)
-        each = codes / max(1, built)
-        puts = puts_of(each * known.part_code_bytes) + puts_of(each * known.key_bytes) - 2
+        known, planned, size = self.constants, self.planned, self.parts_size(codes, built)
+        each, cpu_s = codes / max(1, built), codes * known.index_cpu_s
+        sizes = each * known.part_code_bytes, each * known.key_bytes
+        more = Requests(put=built * (sum(map(puts_of, sizes)) - 2), list=built * sum(map(upload_lists_of, sizes)))
         metadata = manifest + built * PART_RECEIPT_BYTES
         return Work(
-            requests=requests + Requests(put=built * puts),
-            cpu_s=codes * known.index_cpu_s,
-            planning_s=tars * known.plan_index_s,
+            requests=requests + more,
+            cpu_s=cpu_s,
+            busy_s=cpu_s * planned.cpu_share(codes, planned.tars_of_part * planned.per_shard),
+            planning_s=planned.tars(new) * known.plan_index_s,
             read=self.codes_size(new) + self.codes_manifest(new) + size,
             written=size + metadata + RUN_BYTES,
             metadata=metadata,
@@ -320,8 +366,7 @@ class Model:
     def stored(self) -> float:
         """Return the bytes that stay in the store: shards, codes and index."""
         images, planned = self.planned.images, self.planned
-        tars, parts = planned.tars(images), planned.parts(images)
-        made = tars * self.tar_size() + self.codes_size(images) + self.parts_size(images, parts)
+        made = self.tars_size(images) + self.codes_size(images) + self.parts_size(images, planned.parts(images))
         return made + sum(work.metadata for work in (self.ingest(images), self.encode(images), self.build(images)))
 
 
@@ -359,17 +404,16 @@ class StepCost:
         }
 
 
-def cost_of(step: str, work: Work, planned: Planned, prices: CostSettings) -> StepCost:
-    """Return the cost of some work on these machines at these prices."""
+def cost_of(step: str, work: Work, prices: CostSettings) -> StepCost:
+    """Return the cost of some work at these prices."""
     asked = work.requests
     gpu_hours, cpu_hours = work.gpu_s / HOUR_S, (work.cpu_s + work.planning_s) / HOUR_S
-    busy = max(gpu_hours / max(1, planned.nodes * planned.gpus), work.cpu_s / HOUR_S / (planned.nodes * planned.cpus))
     paid = (asked.get + asked.head) * prices.get_1000 / 1000 + (asked.put + asked.list) * prices.put_1000 / 1000
     return StepCost(
         step=step,
         gpu_hours=round(gpu_hours, 4),
         cpu_hours=round(cpu_hours, 4),
-        hours=round(busy + work.planning_s / HOUR_S, 4),
+        hours=round((work.busy_s + work.planning_s) / HOUR_S, 4),
         planning_seconds=round(work.planning_s, 2),
         get=asked.get,
         head=asked.head,

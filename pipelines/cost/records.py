@@ -1,7 +1,8 @@
 """Constants that finished artifacts tell: rates from their run records, sizes from their manifests.
 
-A run record has the CPU seconds of the process that ran the verb, and the time in which a worker of a pool had each
-item; that of an encode also has the worker's CPU seconds and those of each step. The newest finished run counts.
+A run record has the CPU seconds of the process that ran the verb, shared among the runs of an ingest that splits, and
+the time in which a worker of a pool had each item. That of an encode also has the worker's CPU seconds and those of
+each step. The newest finished run counts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +53,7 @@ def _of_shards(shards: Artifact) -> dict[str, float]:
         "row_bytes": max(0.0, sum(part.bytes for part in pieces) - fixed) / samples,
     }
     run = _newest(shards, "ingest")
-    return found | ({"ingest_cpu_s": _cpu_s(run) / samples} if run else {})
+    return found | ({"ingest_cpu_s": _cpu_s(run) / (run.last["done"] - run.begin["done"])} if run else {})
 
 
 def _of_model(model: Artifact) -> dict[str, float]:

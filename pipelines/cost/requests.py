@@ -7,9 +7,8 @@ from dataclasses import astuple, dataclass
 
 from pipelines.artifacts import lists
 from pipelines.shards import index
+from pipelines.storage.blocks import BLOCK_BYTES
 
-BLOCK_BYTES = 8 << 20
-"""Bytes of a tar that one GET fetches."""
 SINGLE_PUT_BYTES = 32 << 20
 """Largest object that one PUT puts."""
 UPLOAD_BYTES = 16 << 20
@@ -83,6 +82,11 @@ def blocks_of(size: float) -> int:
 def puts_of(size: float) -> int:
     """Return the PUTs of an object of so many bytes: those that begin and complete an upload count too."""
     return 1 if size <= SINGLE_PUT_BYTES else 2 + -(-int(size) // UPLOAD_BYTES)
+
+
+def upload_lists_of(size: float) -> int:
+    """Return the LISTs of a put of so many bytes: one where parts that broken uploads left are looked for."""
+    return int(size > SINGLE_PUT_BYTES)
 
 
 def pieces_of(tars: int, per_shard: int) -> int:

@@ -104,15 +104,12 @@ def _ingest_parts(
     status = "unchanged" if all(part.whole for part in work) else "done"
     # All writers before any work: a root may hold something else, and then nothing must have been written.
     writers = {part.name: ArtifactWriter(part.store, "shards", part.mark, (), {}, settings) for part in missing}
+    tasks = _missing_tars(missing, writers, listing, 1.0 if allow_degraded else config.ingest.skip_budget)
     with ExitStack() as running:
-        logs = {}
-        for part in missing:
-            noted = {"fingerprint": part.mark, **said}
-            log = RunLog(part.store, "ingest", config, total=part.samples, unit="images", **noted)
-            logs[part.name] = running.enter_context(log)
+        logs = _open_logs(missing, tasks, config, said, running)
         if missing:
             known = sum(part.samples for part in work if part.record is not None)
-            _write_missing(missing, writers, logs, opened, config, allow_degraded, pool, known)
+            _write_missing(missing, tasks, writers, logs, opened, config, pool, known)
         before = listing.skipped
         _skip_unread(work, listing)
         samples = len(planned.samples) - (listing.skipped - before)
@@ -206,25 +203,43 @@ def _fingerprint(config: Config, digest: str, plan: SplitPlan, name: str, class_
     return fingerprint("shards", {"source": digest}, settings)
 
 
+def _missing_tars(
+    work: Sequence[PartWork], writers: Mapping[str, ArtifactWriter], listing: Listing, budget: float
+) -> list[TarTask]:
+    """Return the tars of these parts to write, and take the receipts of the others."""
+    tasks = [task for part in work for task in part.missing(writers[part.name])]
+    return tasks or _second_try(work, listing, budget)
+
+
+def _open_logs(
+    work: Sequence[PartWork], tasks: Sequence[TarTask], config: Config, said: Mapping[str, Any], running: ExitStack
+) -> dict[str, RunLog]:
+    """Begin the run record of each part; each has its share of the CPU seconds, by the images that it has to write."""
+    logs, left = {}, Counter[str]()
+    for task in tasks:
+        left[task.part] += len(task.samples)
+    for part in work:
+        noted = {"fingerprint": part.mark, "done": part.samples - left[part.name], **said}
+        log = RunLog(part.store, "ingest", config, total=part.samples, unit="images", **noted)
+        log.cpu_share = left[part.name] / left.total() if tasks else 1 / len(work)
+        logs[part.name] = running.enter_context(log)
+    return logs
+
+
 def _write_missing(
     work: Sequence[PartWork],
+    tasks: Sequence[TarTask],
     writers: Mapping[str, ArtifactWriter],
     logs: Mapping[str, RunLog],
     opened: Source,
     config: Config,
-    allow_degraded: bool,
     pool: Pool,
     before: int,
 ) -> None:
-    """Write the missing tars of these parts, all side by side, and take their receipts. `before` images are known."""
-    tasks = [task for part in work for task in part.missing(writers[part.name])]
-    if not tasks:
-        tasks = _second_try(work, opened.listing, 1.0 if allow_degraded else config.ingest.skip_budget)
+    """Write these tars, all side by side, and take their receipts. `before` images are known."""
     total = sum(part.samples for part in work)
     left = sum(len(task.samples) for task in tasks)
     say_resumed("ingest", before + total - left, before + total, "images")
-    for part in work:
-        logs[part.name].reach(part.written)
     with stage("ingest: writing", total, unit="images", done=total - left) as advance:
         parts = {part.name: (part, writers[part.name], logs[part.name]) for part in work}
         for task, receipt in ingest_tars(tasks, parts, opened.listing.where, config, advance, pool):

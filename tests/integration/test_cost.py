@@ -5,12 +5,15 @@ Lists and pieces are made small, so that these sizes have several of each, as a 
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from pipelines.artifacts import lists, manifest
 from pipelines.cost.model import Work
+from pipelines.cost.requests import SINGLE_PUT_BYTES, puts_of, upload_lists_of
 from pipelines.shards import index
+from pipelines.storage import Store
 from tests.bench.cost import BYTES, figures, planned_for, predict, run_all
 from tests.support.seaweed import seaweed
 from tests.support.traffic import Traffic, counted
@@ -39,6 +42,13 @@ def test_requests_are_predicted_exactly(runs: Runs, size: int) -> None:
     told, seen = runs[size]
     found = {step: {name: asked[name] for name in ("get", "head", "put", "list")} for step, asked in seen.items()}
     assert found == {step: asdict(work.requests) for step, work in told.items()}
+
+
+def test_a_put_in_parts_takes_the_requests_that_are_predicted(tmp_path: Path) -> None:
+    size = SINGLE_PUT_BYTES + 1
+    with seaweed(tmp_path) as server, server.environment(), counted() as traffic:
+        Store(server.uri("large")).put("object", bytes(size))
+    assert (traffic["put"], traffic["list"]) == (puts_of(size), upload_lists_of(size)) == (5, 1)
 
 
 @pytest.mark.parametrize("size", [0, 1])

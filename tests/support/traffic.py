@@ -13,7 +13,12 @@ from pipelines.artifacts.runs import RunLog
 from pipelines.storage.bucket import Bucket
 from pipelines.verify import proofs
 
-REQUESTS = {"get": "get_object", "head": "head_object", "put": "put_object", "list": "list_objects_v2"}
+REQUESTS = {
+    **{"get_object": "get", "head_object": "head", "put_object": "put", "list_objects_v2": "list"},
+    **{"create_multipart_upload": "put", "upload_part": "put", "complete_multipart_upload": "put"},
+    "list_multipart_uploads": "list",
+}
+"""The kind of each request that a store charges for."""
 METADATA = re.compile(
     r".*/(manifest\.json|identity\.json|origin[^/]*\.json|manifests/.*|receipts/[^/]*\.json|versions/.*"
     r"|parts/(index-\d{6,9}|tars|ordinals)-[0-9a-f]{16}\.parquet)"
@@ -25,8 +30,8 @@ Traffic = Counter[str]
 
 
 def _count(traffic: Traffic, method: str, fields: dict[str, Any], answer: dict[str, Any]) -> None:
-    for name, known in REQUESTS.items():
-        traffic[name] += method == known
+    if method in REQUESTS:
+        traffic[REQUESTS[method]] += 1
     if method == "get_object":
         traffic["bytes_read"] += answer.get("ContentLength", 0)
     if method == "put_object":

@@ -104,6 +104,13 @@ def test_usage_errors_of_the_parser_exit_2_too() -> None:
     assert "--shards" in done.stderr
 
 
+@pytest.mark.parametrize("given", ["inf", "nan", "1e400"])
+def test_a_size_that_is_no_number_is_a_usage_error(given: str) -> None:
+    done = hhnet("plan", "--cost", "--images", "1e6", "--image-bytes", given)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Invalid value for '--image-bytes'" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_the_words_of_help_fill_its_lines() -> None:
     text = hhnet("index", "build", "--help").stdout
     (paragraph,) = (part for part in re.split(r"\n\s*\n", text) if "a planner tries" in part)

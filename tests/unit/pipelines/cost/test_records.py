@@ -1,21 +1,25 @@
 """Constants of the cost model from finished artifacts: the newest run that worked counts, on GPUs or without."""
 
+import time
 from pathlib import Path
 
 import pytest
 
 from pipelines.artifacts.commit import ArtifactWriter
 from pipelines.artifacts.facts import StudyMeta
-from pipelines.artifacts.runs import RunLog
+from pipelines.artifacts.runs import RunLog, closed_records
 from pipelines.cluster.attempts import Attempt, End
 from pipelines.config.loading import load_config
 from pipelines.cost.model import Constants
 from pipelines.cost.records import read_constants
 from pipelines.errors import InputError
 from pipelines.index.build import build_index
+from pipelines.ingest.ingest import ingest
 from pipelines.storage import Store
 from tests.support.codes import simple_rows, write_codes, write_shards
+from tests.support.drivers import run, verb
 from tests.support.inline import InlinePool
+from tests.support.pictures import write_folder
 
 STEPS = {"read": 0.5, "decode": 2.0, "forward": 30.0, "write": 0.5, "samples": 10, "rejects": 0}
 """Figures of a tar of ten images."""
@@ -72,6 +76,31 @@ def test_shards_and_an_index_tell_sizes_and_rates(tmp_path: Path) -> None:
     pictures = [path.stat().st_size for path in (tmp_path / "photos-images").rglob("*.*")]
     assert len(pictures) == 10 and found.image_bytes == sum(pictures) / 10
     assert 16 <= found.part_code_bytes < 17  # an id and a code of 8 bytes each, and a header
+
+
+def test_the_parts_of_a_split_share_the_cpu_seconds_of_their_ingest(tmp_path: Path) -> None:
+    write_folder(tmp_path / "images", classes=2, per_class=100)
+    sizes = load_config(sets=["ingest.samples_per_shard=20"])
+    begun = time.process_time()
+    out = ingest(str(tmp_path / "images"), str(tmp_path / "out"), sizes, split="train=.8,query=.1,database=.1")
+    spent = time.process_time() - begun
+    assert out.splits is not None
+    rates = {name: read_constants([part["uri"]])[0].ingest_cpu_s for name, part in out.splits.items()}
+    assert max(rates.values()) < 1.2 * min(rates.values())
+    assert sum(rates[name] * part["samples"] for name, part in out.splits.items()) < 1.05 * spent
+
+
+def test_an_ingest_that_goes_on_tells_the_rate_of_what_it_wrote_itself(
+    tmp_path: Path,
+) -> None:
+    write_folder(tmp_path / "images", classes=2, per_class=20)
+    words = "ingest", str(tmp_path / "images"), "--out", str(tmp_path / "out"), "--set", "ingest.samples_per_shard=10"
+    assert run(verb, *words, failpoints="receipt.put.after=kill@2").code == -9
+    left = 40 - 10 * len(list(tmp_path.glob("out/receipts/*.json")))
+    assert 0 < left < 40
+    assert run(verb, *words).code == 0
+    spent = [one["cpu_seconds"] for one in closed_records(Store(tmp_path / "out")) if one["end"] == "done"]
+    assert read_constants([str(tmp_path / "out")])[0].ingest_cpu_s == pytest.approx(sum(spent) / left)
 
 
 def test_a_kind_that_tells_nothing_is_refused(tmp_path: Path) -> None:
