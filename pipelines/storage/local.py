@@ -22,6 +22,8 @@ SCRATCH_PREFIX = "hhscratch-"
 """Beginning of the names of scratch folders; a later process finds abandoned ones by it."""
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk and of a used-up quota."""
+FOLDER_TRIES = 9
+"""Number of times that a put whose folder is removed meanwhile is tried again."""
 
 
 class LocalObjects:
@@ -76,8 +78,16 @@ class LocalObjects:
         (self._root / name).unlink()
 
     def delete_all(self, prefix: str) -> None:
-        """Remove all files and folders below `prefix`."""
-        shutil.rmtree(self._root / prefix)
+        """Remove all files and folders below `prefix`; what another run puts there meanwhile may stay."""
+        for folder, folders, names in os.walk(self._root / prefix, topdown=False):
+            links = [name for name in folders if Path(folder, name).is_symlink()]
+            for name in (*names, *links):
+                Path(folder, name).unlink(missing_ok=True)
+            try:
+                Path(folder).rmdir()
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                    raise
 
     def uploads(self) -> dict[str, ObjectInfo]:
         """Return {}: local writes have no resumable uploads."""
@@ -88,6 +98,15 @@ class LocalObjects:
 
     def put(self, name: str, data: bytes | Path, point: str) -> bool:
         """Write the bytes durably to an unnamed file, then link its name, which fails where the name is taken."""
+        for _ in range(FOLDER_TRIES):
+            try:
+                return self._put(name, data, point)
+            except FileNotFoundError:  # another run removed the folder, with what served it until it published
+                if isinstance(data, Path) and not data.exists():
+                    raise
+        return self._put(name, data, point)
+
+    def _put(self, name: str, data: bytes | Path, point: str) -> bool:
         target = self._root / name
         _make_folder(target.parent)
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)

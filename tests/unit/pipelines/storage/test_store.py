@@ -4,7 +4,10 @@ import io
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -273,6 +276,26 @@ def test_a_tampered_part_is_never_returned(tmp_path: Path, change: Callable[[byt
     for read in (artifact.read, lambda part: artifact.fetch(part, tmp_path)):
         with pytest.raises(DamagedArtifact, match=part.path):
             read(part)
+
+
+def test_a_folder_that_one_run_removes_while_another_puts_ends_neither(tmp_path: Path) -> None:
+    store, ended = Store(tmp_path), threading.Event()
+
+    def remove() -> None:
+        while not ended.is_set():
+            store.discard("receipts")
+            time.sleep(0.002)  # each put meets a removal, and not one after another
+
+    with ThreadPoolExecutor(1) as pool:
+        removing = pool.submit(remove)
+        try:
+            for number in range(500):
+                assert store.put(f"receipts/a/{number}.json", b"x")
+        finally:
+            ended.set()
+        removing.result()
+    store.discard("receipts")
+    assert store.names("") == [] and not (tmp_path / "receipts").exists()
 
 
 class Fleeting(MemoryObjects):
