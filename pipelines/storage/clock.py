@@ -4,7 +4,7 @@ One clock runs for an operation, whatever fails in it: exponential backoff with 
 libraries below are told not to retry, since their retries would multiply with these.
 
 A store that throttles is no failure: the limiter lets fewer requests go at a time, those that were turned away are made
-again, and the deadline counts from the last request of the process that the bucket served.
+again, and the deadline counts from the last request of the process that the bucket served, up to THROTTLED_DEADLINES.
 """
 
 import asyncio
